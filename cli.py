@@ -1,0 +1,153 @@
+"""`fcl`, the command line: a thin door to the flows."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from errors import InputError
+from flows import settings
+
+settings.apply()
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Federated continual learning: run, verify and compare experiments.",
+)
+console = Console()
+
+StreamName = Annotated[str, typer.Option("--stream", help="a stream of params.yaml (fcl streams lists them)")]
+
+
+@app.command()
+def run(
+    method: Annotated[str, typer.Argument(help="a method (fcl methods lists them)")],
+    stream: StreamName,
+    seed: Annotated[int, typer.Option(min=0, help="the experiment seed; all randomness derives from it")] = 0,
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="a key of params.yaml: train.rounds=1")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="default: results/STREAM/METHOD/seed-N")] = None,
+    runner: Annotated[str | None, typer.Option(metavar="threads|processes", help="where tasks compute")] = None,
+    workers: Annotated[int | None, typer.Option(help="tasks that compute at the same time")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on where an interrupted run stopped")] = False,
+) -> None:
+    """Run one experiment: METHOD on a stream."""
+    from flows.conduct import conduct
+    from parameters import experiment, project_root
+
+    root = project_root()
+    spec = experiment(method, stream, seed, sets or [], root, runner=runner, workers=workers)
+    conduct(spec, root, out or root / "results" / stream / method / f"seed-{seed}", resume, console)
+
+
+@app.command()
+def stream(
+    name: Annotated[str, typer.Argument(metavar="STREAM", help="a stream of params.yaml")],
+    plot: Annotated[Path | None, typer.Option(help="draw clients x classes for each experience into this PNG")] = None,
+) -> None:
+    """Build (if needed) and describe a stream: clients x experiences x classes, sizes."""
+    from parameters import project_root, read, stream_parameters
+    from streams.stream import build
+
+    root = project_root()
+    built = build(name, stream_parameters(read(root), name), root)
+    print_stream(built)
+    if plot:
+        from streams.picture import draw
+
+        draw(built, plot)
+        console.print(f"drawn into {plot}")
+
+
+def print_stream(built) -> None:
+    """The stream in words, then a line per client and experience."""
+    from rich.table import Table
+
+    about = built.describe().reset_index()
+    size = " x ".join(map(str, built.shape))
+    console.print(
+        f"[bold]{built.name}[/]: {len(built.images)} images ({size}), {built.classes} classes, {built.clients} clients, "
+        f"{built.experiences} experiences, {len(built.public())} public samples"
+    )
+    console.print(f"digest {built.digest}", highlight=False)
+    table = Table(*[str(column) for column in about.columns])
+    for row in about.itertuples(index=False):
+        table.add_row(*map(str, row))
+    console.print(table)
+
+
+@app.command()
+def compare(
+    stream: Annotated[str | None, typer.Option(help="this stream only")] = None,
+) -> None:
+    """The comparison table over results/."""
+    from metrics.comparison import collect, table, to_rich
+    from parameters import project_root
+
+    console.print(to_rich(table(collect(project_root() / "results", stream))))
+
+
+@app.command()
+def verify(folder: Annotated[Path, typer.Argument(metavar="DIR", help="a folder of results")]) -> None:
+    """Run DIR's experiment again and compare digests."""
+    from flows.conduct import verify as run_again
+    from parameters import project_root
+
+    run_again(folder, project_root(), console)
+
+
+@app.command()
+def methods() -> None:
+    """The methods there are, one line each."""
+    from methods import get, names
+
+    for name in names():
+        console.print(f"[bold]{name:12}[/] {get(name).summary}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def streams() -> None:
+    """The streams of params.yaml, one line each."""
+    from parameters import project_root, read, stream_parameters
+
+    params = read(project_root())
+    for name in params["streams"]:
+        about = stream_parameters(params, name)
+        console.print(
+            f"[bold]{name:12}[/] {about.source}, {about.scenario}, {about.clients} clients, {about.experiences} "
+            f"experiences, {about.partition.kind}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def main() -> None:
+    """Entry point. Exit status: 0 done, 1 failed while running, 2 the user's input is wrong."""
+    try:
+        app(standalone_mode=False)
+    except InputError as error:
+        fail(2, str(error))
+    except typer.Abort:
+        fail(1, "interrupted")
+    except KeyboardInterrupt:
+        fail(1, "interrupted; repeat the command with --resume to go on from the last finished round")
+    except Exception as error:
+        if hasattr(error, "format_message"):  # click's usage errors: an unknown option, a missing argument
+            fail(2, error.format_message())
+        fail(1, f"{type(error).__name__}: {error}")
+
+
+def fail(status: int, message: str) -> None:
+    Console(stderr=True).print("error: " + " ".join(message.split()), markup=False, highlight=False, soft_wrap=True)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""From a checked experiment to its results: servers, tracking, the flow, publication."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from errors import InputError
+from parameters import Experiment, RunParameters, checked, read
+from streams.parameters import StreamParameters
+from tasks.results import describe, main_kind, publish, read_json, write_results
+from tasks.run import Run, check_out, finished_results
+from tasks.tracking import Tracker
+
+from .server import prefect_server
+
+
+def conduct(spec: Experiment, root: Path, out: Path, resume: bool, console: Console) -> None:
+    """Runs `spec`, resumes it or finds it finished, and says where the results are."""
+    check_out(out, spec)
+    if resume and finished_results(out):
+        console.print(f"{spec.title} is finished: {out}", highlight=False, soft_wrap=True)
+        return
+    with progress_bar(console, spec.title) as bar, Run(spec, root, out, resume, bar) as run:
+        metrics = play(run)
+        notes = run.notes
+    for note in notes:
+        console.print(f"[yellow]note:[/] {note.splitlines()[0]}", highlight=False, soft_wrap=True)
+    summary = f"final average accuracy {metrics['final_average_accuracy']:.3f}"
+    if "forgetting" in metrics:
+        summary += f", forgetting {metrics['forgetting']:.3f}"
+    console.print(f"{spec.title}: {summary}; results in {out}", highlight=False, soft_wrap=True)
+
+
+def play(run: Run, track: bool = True) -> dict[str, float]:
+    """The flow and what surrounds it; returns the final metrics."""
+    with prefect_server() as wait:
+        tracker = Tracker(run.folder.path, run.root, tracking_description(run)) if track else None
+        try:
+            from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
+            from .experiment import experiment
+
+            wait()
+            # A flow's heartbeat thread sleeps in whole seconds and is joined at its end: a second lost per subflow.
+            with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+                experiment(run.experiment.title, run.experiment.identity(), run)
+            folder = write_results(run)
+            metrics = read_json(folder / "metrics.json")
+            description = describe(run)
+            if tracker:
+                tags = {"digest": description["digest"], "prefect_flow_run": description["prefect_flow_run"]}
+                description["mlflow_run"] = tracker.finish(folder, metrics, tags)
+        except BaseException:
+            if tracker:
+                tracker.stop()
+            raise
+    publish(run, folder, description)
+    if tracker and description["mlflow_run"] is None:
+        tracker.keep_for_later(run.out)
+        run.notes.append("MLflow could not be reached; its records are kept in runs/untracked and sent by the next run")
+    run.folder.remove()
+    return metrics
+
+
+def tracking_description(run: Run) -> dict:
+    """What MLflow is told when a run starts."""
+    from tasks.results import file_digest, git
+
+    spec, stream = run.experiment, run.site.stream
+    return {
+        "run_name": f"{spec.method}/seed-{spec.seed}",
+        "rounds": spec.train.rounds,
+        "main_model": main_kind(run),
+        "parameters": flat(spec.identity()) | flat({"run": spec.run.model_dump(mode="json")}),
+        "tags": {
+            "method": spec.method,
+            "stream": spec.stream,
+            "seed": str(spec.seed),
+            "git_commit": git(run.root, "rev-parse", "HEAD") or "",
+            "parameter_digest": spec.digest,
+            "stream_digest": stream.digest,
+            "lock_digest": file_digest(run.root / "requirements.lock") or "",
+        },
+        "stream": {
+            "name": stream.name,
+            "digest": stream.digest,
+            "source": spec.stream_parameters.source,
+            "clients": stream.clients,
+            "experiences": stream.experiences,
+            "classes": stream.classes,
+            "samples": len(stream.labels),
+        },
+    }
+
+
+def flat(tree: dict, prefix: str = "") -> dict[str, object]:
+    """{"train": {"rounds": 3}} -> {"train.rounds": 3}"""
+    pairs: dict[str, object] = {}
+    for key, value in tree.items():
+        name = f"{prefix}.{key}" if prefix else key
+        pairs |= flat(value, name) if isinstance(value, dict) and value else {name: value}
+    return pairs
+
+
+def verify(folder: Path, root: Path, console: Console) -> None:
+    """Runs the experiment that `folder` holds again, elsewhere, and compares the digests of all final states.
+
+    Raises:
+        InputError: `folder` holds no results.
+        RuntimeError: the digests differ.
+    """
+    found = finished_results(folder)
+    if not found:
+        raise InputError(f"{folder} holds no results of fcl; expected a folder with run.json")
+    saved = found["experiment"]
+    run = checked(RunParameters, read(root)["run"], "run")
+    stream = StreamParameters.model_validate(saved["stream_parameters"])
+    spec = Experiment.model_validate({**saved, "stream_parameters": stream, "run": run})
+    with (
+        tempfile.TemporaryDirectory(prefix="fcl-verify-") as place,
+        progress_bar(console, f"again: {spec.title}") as bar,
+        Run(spec, root, Path(place) / "again", on_progress=bar) as again,
+    ):
+        play(again, track=False)
+        digest = again.digest()
+    if digest != found["digest"]:
+        raise RuntimeError(f"{folder} is not reproduced: its digest is {found['digest']}, run again it is {digest}")
+    console.print(f"verified: {folder} has the digest {digest} again", highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def progress_bar(console: Console, title: str):
+    """A Rich bar in a terminal, nothing elsewhere; yields the function that moves it."""
+    if not console.is_terminal:
+        yield lambda done, total, what: None
+        return
+    columns = (TextColumn("{task.fields[title]}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TextColumn("{task.description}"), console=console, transient=True) as progress:
+        bar = progress.add_task("starting", total=None, title=title)
+        yield lambda done, total, what: progress.update(bar, completed=done, total=total, description=what)
+
+

@@ -1,0 +1,97 @@
+"""A temporary local Prefect server for runs that have none.
+
+Prefect can start one by itself, but only when the first flow asks for it, which costs 10 to 14 s of waiting; started
+here while torch is being imported and with a lower priority than training, it costs about 3.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+
+START_LIMIT = 60  # seconds; a loaded machine needs about 10
+
+
+class TemporaryServer:
+    """The Prefect API on a free local port, keeping its records in Prefect's usual database."""
+
+    def __init__(self) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        application = ["--factory", "prefect.server.api.server:create_app", "--lifespan", "on"]
+        address = ["--host", "127.0.0.1", "--port", str(self.port), "--log-level", "critical"]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "uvicorn", *application, *address],
+            env={**os.environ, "PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            preexec_fn=_step_back,
+        )
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/api"
+
+    def wait(self) -> None:
+        """Blocks until the server answers."""
+        deadline = time.monotonic() + START_LIMIT
+        while time.monotonic() < deadline and self.process.poll() is None:
+            try:
+                with urllib.request.urlopen(f"{self.url}/health", timeout=5):
+                    return
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.05)
+        raise RuntimeError(
+            f"the temporary Prefect server did not start within {START_LIMIT} s; start one with `prefect server start` "
+            "and set PREFECT_API_URL"
+        )
+
+    def stop(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def _step_back() -> None:
+    """In the server's process: keep out of training's way, and leave Ctrl-C to the run that started it."""
+    os.nice(10)
+    os.setpgrp()
+
+
+def _has_server() -> bool:
+    """Whether the environment or Prefect's own profile names a server."""
+    if os.environ.get("PREFECT_API_URL"):
+        return True
+    home = Path(os.environ.get("PREFECT_HOME", Path.home() / ".prefect"))
+    if not (home / "profiles.toml").exists():
+        return False
+    from prefect.settings import get_current_settings  # a second's import, only where there may be an answer
+
+    return bool(get_current_settings().api.url)
+
+
+@contextmanager
+def prefect_server():
+    """Uses the Prefect server that is configured, or a temporary one; yields a function that waits until it answers."""
+    if _has_server():
+        yield lambda: None
+        return
+    server = TemporaryServer()
+    os.environ["PREFECT_API_URL"] = server.url
+    try:
+        yield server.wait
+    finally:
+        del os.environ["PREFECT_API_URL"]
+        server.stop()

@@ -1,0 +1,31 @@
+"""Settings of the tools we stand on, made before any of them is imported.
+
+Quiet in the terminal, no telemetry, no look-ups outside: the project runs on a closed network. What the user has set in
+the environment wins.
+"""
+
+from __future__ import annotations
+
+import os
+
+DEFAULTS = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # the command line says what a person can act on
+    "PREFECT_LOGGING_LOGGERS_PREFECT_TASK_RUNS_LEVEL": "WARNING",  # "Finished in state" a thousand times helps nobody
+    "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
+    "PREFECT_INTERNAL_LOGGING_LEVEL": "CRITICAL",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # records are kept and sent later: no need to insist
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "DVC_NO_ANALYTICS": "true",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # deterministic matrix products on GPUs
+    "MPLBACKEND": "Agg",
+}
+
+
+def apply() -> None:
+    """Puts the defaults into the environment, also for the processes that are started from here."""
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)

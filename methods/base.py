@@ -1,0 +1,187 @@
+"""The contract between a round and a method: what differs between algorithms and nothing more.
+
+A round asks a method, in this order:
+
+    start()                 server state before any training          (once)
+    start_client(i)         client state before its first training    (once a client)
+    broadcast(server, ...)  what goes down to each client
+    train(client)           what a client does, keeps and sends back
+    expects(server, ...)    the names, shapes and types that an honest upload has
+    fusion_jobs(...)        the independent jobs of the fusion, by name
+    fuse(job, ...)          one job: a part of the next server state
+    join(server, parts)     the next server state
+    end_experience(...)     what changes when an experience ends
+    predictor(kind, ...)    the models to be evaluated
+
+Device placement, files, messages, scheduling, checkpoints and logging are the pipeline's business: a method imports
+torch and nothing above this package.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from errors import InputError, nearest
+from models import Architecture
+from randomness import generator
+
+from .state import Message, Moment, State
+from .training import Client, TrainParameters, Update
+
+CENTRE = -1  # the one participant of a centralised method: it holds the data of all clients
+
+Scope = Literal["server", "client"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What an experiment fixes for its method."""
+
+    architecture: Architecture
+    train: TrainParameters
+    seed: int
+    clients: int
+    experiences: int
+    device: str = "cpu"
+
+    def initial_model(self) -> dict[str, Tensor]:
+        """The common starting point of all clients and methods of one seed."""
+        return self.architecture.initial(generator(self.seed, "model"))
+
+    def load(self, tensors: Mapping[str, Tensor]) -> nn.Module:
+        return self.architecture.load(tensors, self.device)
+
+
+class Upload(Protocol):
+    """An admitted upload. `message` is read from the store each time, so that fusion holds one in memory, not all."""
+
+    client: int
+    samples: int
+
+    @property
+    def message(self) -> Message: ...
+
+
+class Method(ABC):
+    """Base of all methods. Subclasses are registered by name: `@register("fedavg")`."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]  # one line for `fcl methods`: the docstring's first
+    # The kinds of model that are evaluated and who holds them; the first is the method's main model.
+    evaluates: ClassVar[Mapping[str, Scope]] = {"global": "server"}
+    # True for upper bounds that break the rule that data stay with the clients: one participant holds all data so far.
+    centralised: ClassVar[bool] = False
+
+    class Params(BaseModel):
+        """The method's own section `methods.NAME` of params.yaml."""
+
+        model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def __init__(self, params: BaseModel, setting: Setting) -> None:
+        self.params = params
+        self.setting = setting
+
+    @property
+    def participants(self) -> tuple[int, ...]:
+        return (CENTRE,) if self.centralised else tuple(range(self.setting.clients))
+
+    # the server's side
+
+    def start(self) -> State:
+        """The server state before any training. Default: nothing."""
+        return State()
+
+    def broadcast(self, server: State, clients: Sequence[int], moment: Moment) -> Mapping[int, Message | None]:
+        """What goes down to each sampled client (None: nothing). One object for several clients is written once."""
+        return dict.fromkeys(clients)
+
+    def expects(self, server: State, client: int, moment: Moment) -> Mapping[str, Tensor]:
+        """Names, shapes and types of the tensors that `client` must upload. Default: nothing crosses."""
+        return {}
+
+    def fusion_jobs(self, server: State, uploads: Sequence[Upload], moment: Moment) -> tuple[str, ...]:
+        """The independent jobs of this round's fusion, each scheduled, retried and named on its own. Default: one."""
+        return ("all",)
+
+    def fuse(self, job: str, server: State, uploads: Sequence[Upload], moment: Moment) -> State:
+        """One job of the fusion; `uploads` come in the order of their clients. Default: the server keeps its state."""
+        return server
+
+    def join(self, server: State, parts: Mapping[str, State], moment: Moment) -> State:
+        """The next server state from the jobs' results. Default: that of the only job."""
+        (state,) = parts.values()
+        return state
+
+    def end_experience(self, server: State, experience: int) -> State:
+        """The server state after the last round of `experience`. Default: as it is."""
+        return server
+
+    # the client's side
+
+    def start_client(self, client: int) -> State:
+        """A client's state before its first training. Default: nothing."""
+        return State()
+
+    @abstractmethod
+    def train(self, client: Client) -> Update:
+        """What a client does in a round."""
+
+    # what is measured
+
+    @abstractmethod
+    def predictor(self, kind: str, server: State, client: State) -> nn.Module:
+        """The model of `kind`: images (batch, channels, height, width) -> logits (batch, classes)."""
+
+
+_methods: dict[str, type[Method]] = {}
+
+
+def register(name: str) -> Callable[[type[Method]], type[Method]]:
+    """Makes a method known by `name` to params.yaml, the command line and the conformance tests."""
+
+    def add(method: type[Method]) -> type[Method]:
+        method.name = name
+        method.summary = (method.__doc__ or name).strip().splitlines()[0].rstrip(".")
+        _methods[name] = method
+        return method
+
+    return add
+
+
+def names() -> list[str]:
+    return sorted(_methods)
+
+
+def get(name: str) -> type[Method]:
+    if name not in _methods:
+        raise InputError(f"no method '{name}'; {nearest(name, _methods)} (fcl methods lists all)")
+    return _methods[name]
+
+
+@torch.no_grad()
+def weighted_mean(uploads: Sequence[Upload]) -> dict[str, Tensor]:
+    """sum_i n_i theta_i / sum_i n_i, key by key, in the order given, accumulated in float64.
+
+    Floating-point buffers (BatchNorm's running statistics) are averaged like parameters; integer ones (its batch
+    counter) take the largest value, since an average of counters counts nothing.
+    """
+    total = sum(upload.samples for upload in uploads)
+    mean: dict[str, Tensor] = {}
+    kinds: dict[str, torch.dtype] = {}
+    for upload in uploads:
+        for name, tensor in upload.message.tensors.items():
+            kinds[name] = tensor.dtype
+            if not tensor.is_floating_point():
+                mean[name] = torch.maximum(mean.get(name, tensor), tensor)
+            elif name in mean:
+                mean[name].add_(tensor, alpha=upload.samples / total)
+            else:
+                mean[name] = tensor.double() * (upload.samples / total)
+    return {name: tensor.to(kinds[name]) for name, tensor in mean.items()}

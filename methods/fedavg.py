@@ -1,0 +1,50 @@
+"""Federated averaging."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from .base import Method, Upload, register, weighted_mean
+from .state import Message, Moment, State, prefixed
+from .training import Batch, Client, Update, cross_entropy, fit
+
+
+@register("fedavg")
+class FedAvg(Method):
+    """Federated averaging: clients train the server's model, the server averages them.
+
+        theta <- sum_i n_i theta_i / sum_i n_i                      McMahan et al., AISTATS 2017, algorithm 1
+
+    It knows nothing of experiences, so it forgets: the floor for every federated continual method. The cross-entropy
+    runs over the classes the client has seen so far. [ours: unseen classes have no data to be wrong about]
+    """
+
+    def start(self) -> State:
+        return State(prefixed("model", self.setting.initial_model()))
+
+    def broadcast(self, server: State, clients: Sequence[int], moment: Moment) -> Mapping[int, Message | None]:
+        return dict.fromkeys(clients, Message(prefixed("model", server.part("model"))))
+
+    def train(self, client: Client) -> Update:
+        model = self.setting.load(client.received.part("model"))
+        loss, steps = fit(model, client, self.setting.train, self.objective(client))
+        return Update(client.state, Message(prefixed("model", model.state_dict())), model, loss, steps)
+
+    def objective(self, client: Client):
+        """The client's loss as a function of model and batch; what is computed once a round is computed here."""
+
+        def loss(model: nn.Module, batch: Batch) -> Tensor:
+            return cross_entropy(model(batch.images), batch.labels, client.seen)
+
+        return loss
+
+    def expects(self, server: State, client: int, moment: Moment) -> Mapping[str, Tensor]:
+        return prefixed("model", server.part("model"))
+
+    def fuse(self, job: str, server: State, uploads: Sequence[Upload], moment: Moment) -> State:
+        return State({**server.tensors, **weighted_mean(uploads)}, server.values)
+
+    def predictor(self, kind: str, server: State, client: State) -> nn.Module:
+        return self.setting.load(server.part("model"))

@@ -1,0 +1,34 @@
+"""Each client alone."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from .base import Method, register
+from .state import State, prefixed
+from .training import Batch, Client, Update, cross_entropy, fit
+
+
+@register("local")
+class Local(Method):
+    """Each client alone: plain fine-tuning on its own stream, nothing crosses.
+
+        theta_i <- argmin CE(theta_i; D_i^t)   started from the previous experience's theta_i          [field]
+    """
+
+    evaluates = {"personal": "client"}
+
+    def start_client(self, client: int) -> State:
+        return State(prefixed("model", self.setting.initial_model()))
+
+    def train(self, client: Client) -> Update:
+        model = self.setting.load(client.state.part("model"))
+
+        def objective(model: nn.Module, batch: Batch) -> Tensor:
+            return cross_entropy(model(batch.images), batch.labels, client.seen)
+
+        loss, steps = fit(model, client, self.setting.train, objective)
+        return Update(State(prefixed("model", model.state_dict())), None, model, loss, steps)
+
+    def predictor(self, kind: str, server: State, client: State) -> nn.Module:
+        return self.setting.load(client.part("model"))

@@ -1,0 +1,160 @@
+"""Local training: its parameters, a client's data, and what a method sees of a client."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from randomness import generator
+
+from .state import Message, Moment, State
+
+
+class TrainParameters(BaseModel):
+    """The `train` section of params.yaml."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rounds: int = Field(3, ge=1, description="communication rounds in each experience")
+    local_epochs: int = Field(2, ge=1, description="passes over a client's own data in a round")
+    batch_size: int = Field(32, ge=1, description="samples in a minibatch")
+    optimizer: Literal["sgd", "adam", "adamw"] = Field("sgd", description="local optimizer, fresh in every round")
+    learning_rate: float = Field(0.05, gt=0, description="step size of the local optimizer")
+    momentum: float = Field(0.0, ge=0, lt=1, description="momentum of sgd; 0 is none")
+    weight_decay: float = Field(0.0, ge=0, description="L2 penalty of the local optimizer; 0 is none")
+    clients_per_round: Literal["all"] | int = Field(
+        "all", description="clients sampled in a round, at least 1; 'all' takes every client that has data"
+    )
+
+    def optimizer_for(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+        settings = {"lr": self.learning_rate, "weight_decay": self.weight_decay, "fused": True}
+        if self.optimizer == "sgd":
+            return torch.optim.SGD(parameters, momentum=self.momentum, **settings)
+        return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.optimizer](parameters, **settings)
+
+
+class Batch(NamedTuple):
+    images: Tensor  # (batch, channels, height, width), float32 in [-1, 1]
+    labels: Tensor  # (batch,), int64, global label space
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 in 0..255 -> float32 in [-1, 1]. Constants, not statistics: those of private data would leave the client."""
+    return images.float().div_(127.5).sub_(1)
+
+
+class LocalData:
+    """The samples of one client in one experience, kept as uint8 and turned to float batch by batch.
+
+    Args:
+        images: (samples, channels, height, width), uint8; may be memory-mapped.
+        labels: (samples,), int64.
+        device: where batches are used.
+    """
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray, device: torch.device | str = "cpu") -> None:
+        self.images = torch.from_numpy(np.ascontiguousarray(images)).to(device)
+        self.labels = torch.from_numpy(np.ascontiguousarray(labels)).to(device)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batches(self, size: int, order: Tensor | None = None) -> Iterator[Batch]:
+        """Minibatches of `size` in the given order (default: as stored).
+
+        A last batch of one sample joins the one before it: batch normalisation cannot use a single sample.
+        """
+        order = torch.arange(len(self)) if order is None else order
+        cuts = list(range(0, len(self), size)) + [len(self)]
+        if len(cuts) > 2 and cuts[-1] - cuts[-2] == 1:
+            del cuts[-2]
+        order = order.to(self.labels.device)
+        for start, end in zip(cuts, cuts[1:], strict=False):
+            rows = order[start:end]
+            yield Batch(to_float(self.images[rows]), self.labels[rows])
+
+    def shuffled(self, size: int, epochs: int, draw: torch.Generator) -> Iterator[Batch]:
+        """`epochs` passes over the data, each in an order of its own drawn from `draw`."""
+        for _ in range(epochs):
+            yield from self.batches(size, torch.randperm(len(self), generator=draw))
+
+
+@dataclass(frozen=True)
+class Client:
+    """All that a method may know where a client trains."""
+
+    id: int
+    moment: Moment
+    seed: int
+    data: LocalData
+    classes: tuple[int, ...]  # C_i^t, those of the current experience
+    known: tuple[int, ...]  # C_i^{<t}, those of earlier experiences
+    state: State  # what this client kept from its last participation
+    received: Message | None  # what the server sent
+
+    @cached_property
+    def seen(self) -> tuple[int, ...]:
+        """C_i^{<=t}, sorted."""
+        return tuple(sorted({*self.known, *self.classes}))
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """This client's own stream of randomness for `purpose` in this round."""
+        experience, round = self.moment
+        return generator(self.seed, "client", self.id, "experience", experience, "round", round, purpose)
+
+
+@dataclass(frozen=True)
+class Update:
+    """What client training gives back."""
+
+    state: State  # kept by the client
+    message: Message | None  # sent to the server
+    model: nn.Module  # the model just trained (images -> logits), measured before fusion
+    loss: float  # mean over the steps of this round
+    steps: int  # optimizer steps
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, classes: Sequence[int]) -> Tensor:
+    """Cross-entropy over `classes` only: the logits of all others neither compete nor receive gradient."""
+    index = torch.as_tensor(classes, device=logits.device)
+    place = torch.full((logits.shape[1],), -1, device=logits.device)
+    place[index] = torch.arange(len(classes), device=logits.device)
+    return F.cross_entropy(logits[:, index], place[labels])
+
+
+def distillation(student: Tensor, teacher: Tensor, classes: Sequence[int], temperature: float) -> Tensor:
+    """tau^2 KL( p_teacher^tau || p_student^tau ) over `classes`, mean over the batch (Hinton et al. 2015).
+
+    Args:
+        student, teacher: logits (batch, all classes); no gradient flows to the teacher.
+    """
+    index = torch.as_tensor(classes, device=student.device)
+    log_student = F.log_softmax(student[:, index] / temperature, dim=1)
+    log_teacher = F.log_softmax(teacher[:, index].detach() / temperature, dim=1)
+    return temperature**2 * F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+
+
+def fit(
+    model: nn.Module, client: Client, train: TrainParameters, loss: Callable[[nn.Module, Batch], Tensor]
+) -> tuple[float, int]:
+    """Minimises `loss` over the client's data for `local_epochs`; returns the mean loss and the number of steps."""
+    model.train()
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = train.optimizer_for(parameters)
+    total, steps = torch.zeros((), device=client.data.labels.device), 0
+    for batch in client.data.shuffled(train.batch_size, train.local_epochs, client.generator("batches")):
+        value = loss(model, batch)
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        total += value.detach()  # stays on the device: reading it every step would wait for the GPU
+        steps += 1
+    return float(total) / max(steps, 1), steps

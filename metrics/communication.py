@@ -1,0 +1,46 @@
+"""What a run cost: bytes exactly as they were sent, and the clients' work. A refused upload was sent too: it counts."""
+
+from __future__ import annotations
+
+from math import fsum
+
+import numpy as np
+import pandas as pd
+
+from metrics.accuracy import average_accuracy
+
+
+def costs(rounds: pd.DataFrame) -> dict[str, float]:
+    """The run's sums over clients and rounds, all >= 0: bytes each way, samples, optimizer steps, refused uploads.
+
+    `client_seconds` is the work of all clients; `simulated_seconds = sum_rounds max_clients seconds` is how long they
+    would take side by side, each round as long as its slowest client. [field]
+    """
+    sums = {name: int(rounds[name].sum()) for name in ("bytes_up", "bytes_down", "samples", "steps")}
+    slowest = rounds.groupby(["experience", "round"])["seconds"].max()
+    return {
+        **sums,
+        "client_seconds": fsum(rounds["seconds"]),
+        "simulated_seconds": fsum(slowest),
+        "refused": int((~rounds["admitted"].astype(bool)).sum()),
+    }
+
+
+def cumulative_bytes(rounds: pd.DataFrame) -> pd.Series:
+    """Bytes up and down from the start to the end of each (experience, round), in order."""
+    per_round = rounds.groupby(["experience", "round"])[["bytes_up", "bytes_down"]].sum()
+    return per_round.sum(axis="columns").cumsum().rename("bytes")
+
+
+def bytes_until(rounds: pd.DataFrame, a: int) -> int:
+    """Bytes up and down from the start to the end of experience a."""
+    return int(rounds.loc[rounds["experience"] <= a, ["bytes_up", "bytes_down"]].to_numpy().sum())
+
+
+def bytes_to_accuracy(R: np.ndarray, rounds: pd.DataFrame, target: float) -> int | None:
+    """Bytes up and down until `A_a >= target` for the first time; None if never.
+
+    Accuracy is measured when an experience ends, so this counts whole experiences. [ours]
+    """
+    reached = (a for a in range(len(R)) if average_accuracy(R, a) >= target)
+    return next((bytes_until(rounds, a) for a in reached), None)

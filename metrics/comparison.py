@@ -1,0 +1,109 @@
+"""Methods side by side: the runs under results/STREAM/METHOD/seed-N as one table, mean and spread over seeds."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from math import isnan
+from pathlib import Path
+
+import pandas as pd
+from rich.table import Table
+
+from errors import InputError
+
+WORDS = ["stream", "method"]
+PERCENT, MEGA = 100, 1e-6
+COLUMNS = {  # heading: (metric, factor from its unit to the shown one)
+    "final accuracy %": ("final_average_accuracy", PERCENT),
+    "own data %": ("personalisation_mean", PERCENT),
+    "incremental accuracy %": ("average_incremental_accuracy", PERCENT),
+    "forgetting %": ("forgetting", PERCENT),
+    "temporal retention %": ("temporal_retention", PERCENT),
+    "spatial retention %": ("spatial_retention", PERCENT),
+    "MB up": ("bytes_up", MEGA),
+    "MB down": ("bytes_down", MEGA),
+}
+MISSING = "–"
+
+
+def collect(results: Path, stream: str | None = None) -> pd.DataFrame:
+    """One row per finished run: stream, method, seed, and its metrics.json; sorted. `stream` None takes them all.
+
+    Raises:
+        InputError: there is no such run, or a metrics.json is not an object of numbers.
+    """
+    paths = sorted(results.glob(f"{stream or '*'}/*/seed-*/metrics.json"))
+    runs = [_run(path) for path in paths if re.fullmatch(r"seed-\d+", path.parent.name)]
+    if not runs:
+        where = f"{results}/{stream or ''}"
+        raise InputError(f"no results in {where}; run: fcl run fedavg --stream {stream or 'digits'}")
+    return pd.DataFrame(runs).sort_values(["stream", "method", "seed"], ignore_index=True)
+
+
+def _run(path: Path) -> dict[str, str | int | float]:
+    try:
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON ({error}); delete it and run the experiment again") from error
+    if not isinstance(metrics, dict):
+        raise InputError(f"{path}: expected an object of numbers, got {type(metrics).__name__}")
+    for name, value in metrics.items():
+        if not isinstance(value, int | float):
+            raise InputError(f"{path}, {name}: expected a number, got {value!r}")
+    stream, method, seed = path.parts[-4:-1]
+    return {"stream": stream, "method": method, "seed": int(seed.removeprefix("seed-")), **metrics}
+
+
+def table(frame: pd.DataFrame) -> pd.DataFrame:
+    """Method x metric, indexed by (stream, method): `seeds`, how many, then each metric and its `_std` over seeds.
+
+    Sorted by stream, then the best final average accuracy first. std has ddof = 1: NaN for a single seed.
+    """
+    groups = frame.groupby(["stream", "method"])
+    mean, std = (groups.agg(how).drop(columns="seed") for how in ("mean", "std"))
+    columns = [column for name in mean for column in (mean[name], std[name].rename(f"{name}_std"))]
+    found = pd.concat([groups["seed"].nunique().rename("seeds"), *columns], axis="columns").reset_index()
+    keys = [key for key in ("stream", "final_average_accuracy", "method") if key in found]
+    ascending = [key != "final_average_accuracy" for key in keys]
+    return found.sort_values(keys, ascending=ascending).set_index(["stream", "method"])
+
+
+def to_markdown(table: pd.DataFrame) -> str:
+    """The main columns as a Markdown table, "mean ± std"."""
+    header = _header(table)
+    rule = ["---" if heading in WORDS else "---:" for heading in header]
+    return "".join(f"| {' | '.join(row)} |\n" for row in [header, rule, *_rows(table)])
+
+
+def to_rich(table: pd.DataFrame) -> Table:
+    """The main columns for the terminal, "mean ± std"."""
+    shown = Table()
+    for heading in _header(table):
+        shown.add_column(heading, justify="left" if heading in WORDS else "right")
+    for row in _rows(table):
+        shown.add_row(*row)
+    return shown
+
+
+def _header(table: pd.DataFrame) -> list[str]:
+    return [*_words(table), "seeds", *COLUMNS]
+
+
+def _rows(table: pd.DataFrame) -> Iterator[list[str]]:
+    for row in table.reset_index().to_dict("records"):
+        numbers = (_cell(row, metric, factor) for metric, factor in COLUMNS.values())
+        yield [*(row[name] for name in _words(table)), str(row["seeds"]), *numbers]
+
+
+def _words(table: pd.DataFrame) -> list[str]:
+    """The stream is named only where there is more than one."""
+    return WORDS if table.index.get_level_values("stream").nunique() > 1 else ["method"]
+
+
+def _cell(row: dict[str, float], metric: str, factor: float) -> str:
+    mean, std = (row.get(name, float("nan")) for name in (metric, f"{metric}_std"))
+    if isnan(mean):
+        return MISSING
+    return f"{mean * factor:.1f} ± {'-' if isnan(std) else f'{std * factor:.1f}'}"

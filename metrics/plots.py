@@ -1,0 +1,117 @@
+"""Figures for papers: readable in grey, safe for the colour-blind, and the same bytes for the same numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+import pandas as pd
+from matplotlib import colormaps, style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from metrics import accuracy
+
+STYLE = {
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "font.size": 9,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "savefig.dpi": 200,
+}
+# Okabe and Ito's palette without its yellow, which vanishes on white; dashes and markers tell methods apart in grey.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00")
+DASHES = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)), ":")
+MARKERS = "osD^vPX*<>p"
+NUMBERS_UP_TO = 10  # experiences: beyond, the numbers in a heat map are too small to read
+
+_style = Lock()  # matplotlib's style is one per process, and tasks may draw in threads
+
+
+@contextmanager
+def _axes(path: Path, width: float, height: float, title: str) -> Iterator[Axes]:
+    """Axes of a figure of so many inches, written to `path` as PNG in the end, whatever the user's own style is."""
+    with _style, style.context(["default", STYLE]):
+        figure = Figure((width, height), layout="constrained")
+        axes = figure.subplots()
+        axes.set_title(title)
+        yield axes
+        figure.savefig(path, format="png", metadata={"Software": None})  # else the version of matplotlib is in it
+
+
+def draw_accuracy(frame: pd.DataFrame, main: str, title: str, path: Path) -> None:
+    """Accuracy over experiences: `A_a` thick, and each experience from when it was learnt, thin."""
+    R = accuracy.matrix(frame, main)
+    course = range(len(R))
+    shades = colormaps["viridis"](np.linspace(0, 0.85, len(R)))
+    with _axes(path, 5.2, 3.4, title) as axes:
+        for b in course:
+            axes.plot(course[b:], R[b:, b], color=shades[b], marker=".", linewidth=0.9)
+            axes.annotate(str(b), (b, R[b, b]), (0, 6), textcoords="offset points", ha="center", fontsize=7)
+        mean = [accuracy.average_accuracy(R, a) for a in course]
+        axes.plot(course, mean, color="black", marker="o", linewidth=2.5, label="average so far, $A_a$")
+        axes.plot([], [], color=shades[0], marker=".", linewidth=0.9, label="one experience since learnt")
+        _percent_over_experiences(axes)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
+
+
+def draw_matrix(frame: pd.DataFrame, main: str, title: str, path: Path) -> None:
+    """Heat map of `R` under the untrained row; the stairs part what was learnt (below) from zero-shot (above)."""
+    R = accuracy.matrix(frame, main)
+    cells = np.vstack([accuracy.untrained(frame, main), R])
+    rows, columns = cells.shape
+    with _axes(path, max(3.2, 1.6 + 0.42 * min(columns, 14)), max(2.6, 1.1 + 0.36 * min(rows, 15)), title) as axes:
+        axes.set_facecolor("0.85")  # a cell nobody measured
+        image = axes.imshow(100 * cells, cmap="cividis", vmin=0, vmax=100, aspect="auto")
+        axes.figure.colorbar(image, label="accuracy (%)")
+        corners = np.arange(len(R) + 1).repeat(2)
+        axes.plot(corners[1:-1] - 0.5, corners[:-2] + 0.5, color="white", linewidth=2)
+        if max(R.shape) <= NUMBERS_UP_TO:
+            for (row, column), value in np.ndenumerate(cells):
+                text = "–" if np.isnan(value) else f"{100 * value:.0f}"
+                colour = "white" if value < 0.5 else "black"
+                axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
+        every = -(-rows // 16)
+        axes.set_yticks([0, *range(1, rows, every)], ["untrained", *range(0, rows - 1, every)])
+        axes.set_xticks(range(0, columns, every))
+        axes.set(xlabel="tested on experience", ylabel="trained up to experience")
+        axes.grid(False)
+        axes.spines[:].set_visible(False)
+
+
+def draw_comparison(curves: Mapping[str, Sequence[pd.DataFrame]], path: Path, title: str = "") -> None:
+    """`A_a` of several methods: the mean over seeds and, from two seeds on, a band of one standard deviation.
+
+    Args:
+        curves: for each method one `over_experiences` frame per seed; the legend lists the finally best one first.
+    """
+    spread = {name: _over_seeds(runs) for name, runs in curves.items()}
+    best_first = sorted(spread, key=lambda name: (-spread[name]["mean"].iloc[-1], name))
+    with _axes(path, 6.4, 3.4, title) as axes:
+        for name in best_first:
+            mean, std = spread[name]["mean"], spread[name]["std"]
+            place = list(curves).index(name)  # a method keeps its colour whatever its rank
+            colour, dashes, marker = (kind[place % len(kind)] for kind in (COLOURS, DASHES, MARKERS))
+            axes.plot(mean, color=colour, linestyle=dashes, marker=marker, markersize=5, linewidth=1.6, label=name)
+            axes.fill_between(mean.index, mean - std, mean + std, color=colour, alpha=0.15, linewidth=0)
+        _percent_over_experiences(axes)
+        axes.set_ylabel("average accuracy $A_a$ (%)")
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), handlelength=3.2)
+
+
+def _over_seeds(runs: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Mean and std (ddof 1, NaN for one seed) of `A_a` by experience."""
+    return pd.concat(runs).groupby("experience")["average_accuracy"].agg(["mean", "std"])
+
+
+def _percent_over_experiences(axes: Axes) -> None:
+    axes.set(xlabel="after experience", ylabel="accuracy (%)", ylim=(0, 1.04))
+    axes.margins(x=0.05 if axes.dataLim.width else 1)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))

@@ -1,0 +1,243 @@
+"""params.yaml, checked at the door: `experiment("fedavg", "digits", seed=0, sets=["train.rounds=1"])`.
+
+The file's keys are the command line's (`--set train.rounds=1`) and DVC's; the pydantic models are the schema. What is
+wrong is said in one line that names the key, what was expected and what came.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+import methods
+import models
+from errors import InputError, nearest
+from methods.training import TrainParameters
+from streams.parameters import StreamParameters
+
+
+class RunParameters(BaseModel):
+    """The `run` section: how the work is done. Nothing in it changes a result."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    runner: Literal["threads", "processes"] = Field("threads", description="where tasks compute")
+    workers: int = Field(2, ge=1, description="tasks that compute at the same time")
+    device: str = Field("auto", description="auto (a GPU where there is one), cpu, cuda or cuda:N")
+    min_clients: int = Field(1, ge=1, description="admitted uploads that a round needs to go on")
+    retries: int = Field(2, ge=0, description="times that a failed client task is tried again")
+    cohort: Literal["auto"] | int = Field(
+        "auto", description="clients that travel in one task; auto sizes it from their measured time"
+    )
+    upload_limit: int = Field(1024, ge=1, description="largest upload that is admitted, MiB")
+    store: str = Field("runs", description="where uploads and checkpoints lie: a folder or an fsspec URL")
+    resume_mismatch: Literal["refuse", "restart"] = Field(
+        "refuse", description="what --resume does with an interrupted run of other parameters"
+    )
+
+
+class Experiment(BaseModel):
+    """One experiment: all that determines its result, and (`run`) how it is computed."""
+
+    model_config = ConfigDict(frozen=True)
+
+    method: str
+    method_parameters: dict[str, Any]
+    stream: str
+    stream_parameters: StreamParameters
+    model: dict[str, Any]
+    train: TrainParameters
+    seed: int
+    run: RunParameters
+
+    @property
+    def title(self) -> str:
+        return f"{self.method} on {self.stream}, seed {self.seed}"
+
+    def identity(self) -> dict[str, Any]:
+        """All that determines the result, with defaults filled in."""
+        return self.model_dump(mode="json", exclude={"run"})
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over `identity`: two experiments of the same digest have the same result."""
+        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
+
+
+def project_root(start: Path | None = None) -> Path:
+    """The nearest folder with a params.yaml, from `start` (default: here) upwards."""
+    start = (start or Path.cwd()).resolve()
+    for folder in (start, *start.parents):
+        if (folder / "params.yaml").is_file():
+            return folder
+    raise InputError(f"no params.yaml in {start} or above; run fcl inside the project's folder")
+
+
+def read(root: Path, sets: Sequence[str] = ()) -> dict[str, Any]:
+    """params.yaml as a dictionary with `--set KEY=VALUE` applied; VALUE is read as YAML."""
+    path = root / "params.yaml"
+    try:
+        params = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise InputError(f"{path.name}{where}: not valid YAML ({getattr(error, 'problem', error)})") from error
+    sections = ("streams", "model", "train", "methods", "run")
+    if not isinstance(params, dict) or set(params) != set(sections):
+        raise InputError(f"{path.name}: expected the sections {', '.join(sections)} (got {', '.join(params or [])})")
+    for key, value in map(_assignment, sets):
+        if key[0] not in sections:
+            raise InputError(f"no key '{'.'.join(key)}'; {nearest(key[0], sections)}")
+        if key[0] == "streams" and len(key) > 1:
+            known(params, "streams", key[1])
+        if key[0] == "methods" and len(key) > 1:
+            methods.get(key[1])
+        if len(key) < 2 or (key[0] in ("streams", "methods") and len(key) < 3):
+            raise InputError(f"--set {'.'.join(key)}: expected a single key, not a whole section")
+        _put(params, key, value)
+    return params
+
+
+def known(params: Mapping[str, Any], section: str, name: str) -> dict[str, Any]:
+    if name not in params[section]:
+        raise InputError(f"no stream '{name}'; {nearest(name, params[section])} (fcl streams lists all)")
+    return params[section][name]
+
+
+def stream_parameters(params: Mapping[str, Any], name: str) -> StreamParameters:
+    section = dict(known(params, "streams", name))
+    section = {key: value for key, value in section.items() if key not in ("model", "train")}
+    return checked(StreamParameters, section, f"streams.{name}")
+
+
+def experiment(
+    method: str, stream: str, seed: int = 0, sets: Sequence[str] = (), root: Path | None = None, **run: Any
+) -> Experiment:
+    """The checked experiment that params.yaml, the stream's own overrides and `sets` (in this order) describe.
+
+    Args:
+        method: a registered method.
+        stream: a key of the section `streams`.
+        seed: the experiment seed, from which all randomness is derived.
+        sets: `KEY=VALUE` strings with dotted keys.
+        run: values of the section `run` that win over all others (None: not given).
+    Raises:
+        InputError: anything unknown, out of range or of the wrong type.
+    """
+    root = root or project_root()
+    kind = methods.get(method)
+    params = read(root, sets)
+    own = known(params, "streams", stream)
+    chosen: dict[str, dict[str, Any]] = {"model": {}, "train": {}}
+    for key, value in map(_assignment, sets):
+        if key[0] in chosen:
+            chosen[key[0]][key[1]] = value
+    model: dict[str, Any] = {}
+    for layer in (params["model"], own.get("model", {}), chosen["model"]):
+        if layer.get("name", model.get("name")) != model.get("name"):
+            model = {}  # another network's options are not this one's
+        model |= layer
+    train = params["train"] | own.get("train", {}) | chosen["train"]
+    if not isinstance(model.get("name"), str):
+        raise InputError(f"model.name: expected the name of a network (got {model.get('name')!r})")
+    models.check(model["name"], {key: value for key, value in model.items() if key != "name"})
+    section = (params["methods"] or {}).get(method) or {}
+    given = {**params["run"], **{key: value for key, value in run.items() if value is not None}}
+    result = Experiment(
+        method=method,
+        method_parameters=checked(kind.Params, section, f"methods.{method}").model_dump(mode="json"),
+        stream=stream,
+        stream_parameters=stream_parameters(params, stream),
+        model=model,
+        train=checked(TrainParameters, train, "train"),
+        seed=seed,
+        run=checked(RunParameters, given, "run"),
+    )
+    clients = result.train.clients_per_round
+    if clients != "all" and not 1 <= clients <= result.stream_parameters.clients:
+        raise InputError(
+            f"train.clients_per_round must be 'all' or between 1 and streams.{stream}.clients = "
+            f"{result.stream_parameters.clients} (got {clients})"
+        )
+    return result
+
+
+def checked(model: type[BaseModel], values: Any, prefix: str) -> Any:
+    """`values` as a `model`, or an InputError about the first thing that is wrong."""
+    if not isinstance(values, dict):
+        raise InputError(f"{prefix}: expected a section of keys (got {values!r})")
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise InputError(_sentence(error.errors()[0], model, prefix)) from None
+
+
+_EXPECTED = {
+    "greater_than": "must be greater than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be less than {lt}",
+    "less_than_equal": "must be at most {le}",
+    "literal_error": "must be {expected}",
+    "finite_number": "must be a finite number",
+}
+_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "a text"}
+
+
+def _sentence(error: Mapping[str, Any], model: type[BaseModel], prefix: str) -> str:
+    """A pydantic error as a sentence: key, what was expected, what came, what the key is."""
+    path = [str(part) for part in error["loc"]]
+    field, fields = None, model.model_fields
+    names: list[str] = []
+    for part in path:
+        if part not in fields and field is not None:
+            break  # a branch of a union: pydantic's own wording, not a key
+        names.append(part)
+        if part in fields:
+            field = fields[part]
+            inner = field.annotation
+            fields = inner.model_fields if isinstance(inner, type) and issubclass(inner, BaseModel) else {}
+    key = ".".join([prefix, *names])
+    if error["type"] == "extra_forbidden":
+        siblings = model.model_fields
+        for part in path[:-1]:
+            siblings = siblings[part].annotation.model_fields
+        hint = nearest(path[-1], siblings) if siblings else f"'{prefix}' has no keys"
+        return f"no key '{key}'; {hint}"
+    if error["type"] == "missing":
+        return f"{key} is missing ({field.description})" if field and field.description else f"{key} is missing"
+    context = error.get("ctx", {})
+    if error["type"] in _EXPECTED:
+        expected = _EXPECTED[error["type"]].format(**context)
+    elif (kind := error["type"].partition("_")[0]) in _KINDS:
+        expected = f"must be {_KINDS[kind]}"
+    else:
+        expected = str(context.get("error", error["msg"]))
+    meaning = f"; {field.description}" if field and field.description else ""
+    came = "" if isinstance(error["input"], dict) else f" (got {error['input']!r})"
+    return f"{key} {expected}{came}{meaning}"
+
+
+def _assignment(text: str) -> tuple[list[str], Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not all(key.split(".")):
+        raise InputError(f"--set {text}: expected KEY=VALUE, for example train.local_epochs=1")
+    try:
+        return key.split("."), yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise InputError(f"--set {text}: the value is not valid YAML") from None
+
+
+def _put(tree: dict[str, Any], key: Sequence[str], value: Any) -> None:
+    for part in key[:-1]:
+        if tree.get(part) is None:
+            tree[part] = {}
+        tree = tree[part]
+        if not isinstance(tree, dict):
+            raise InputError(f"no key '{'.'.join(key)}': '{part}' has no keys below it")
+    tree[key[-1]] = value

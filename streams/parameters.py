@@ -1,0 +1,87 @@
+"""The parameters of a stream: their bounds and words, from which errors, forms and documents are made."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+
+class Partition(BaseModel):
+    """How the samples of one class are shared out among the clients."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["iid", "dirichlet"] = Field(
+        "iid", description="iid: every client gets the same share of a class; dirichlet: shares are drawn"
+    )
+    alpha: float = Field(
+        0.5,
+        gt=0,
+        allow_inf_nan=False,
+        description="concentration of the Dirichlet distribution, above 0; 0.1 is very skewed, 100 is nearly IID",
+    )
+    min_share: float = Field(
+        0.0, ge=0, lt=1, description="smallest share of a class that a client may get, a fraction in [0, 1)"
+    )
+
+
+class StreamParameters(BaseModel):
+    """One stream: a source, a scenario (which classes when) and a partition (which samples to whom)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: str = Field(
+        description="'digits', or 'parquet:PATH' where PATH, relative to the project folder, is one .parquet file "
+        "or a folder that holds train.parquet and optionally test.parquet"
+    )
+    image: str | None = Field(
+        None,
+        description="parquet only: the column of images; by default the first that is binary, a struct of bytes "
+        "and path, or a list",
+    )
+    label: str | None = Field(None, description="parquet only: the integer column of labels; by default 'label'")
+    classes: int | None = Field(
+        None,
+        ge=2,
+        description="number of classes, 2 or more; labels are 0..classes-1; by default the largest label + 1",
+    )
+    scenario: Literal["class-incremental"] = Field(
+        "class-incremental", description="what changes from one experience to the next: its classes are new"
+    )
+    clients: int = Field(ge=1, description="number of clients, 1 or more")
+    experiences: int = Field(ge=1, description="number of experiences, from 1 to the number of classes")
+    order: Literal["shared", "own"] = Field(
+        "shared", description="shared: all clients meet the classes in one order; own: each client in its own"
+    )
+    partition: Partition = Field(default_factory=Partition, description="how a class is shared out among the clients")
+    public: float = Field(
+        0.0, ge=0, lt=1, description="fraction of the training samples that no client ever holds, in [0, 1)"
+    )
+    test: float = Field(
+        0.2,
+        gt=0,
+        lt=1,
+        description="fraction of every class held out as test where the source brings no test split, in (0, 1)",
+    )
+    seed: int = Field(
+        0, description="seed of the class order and the partition; the experiment's own seed does not change a stream"
+    )
+
+    @field_validator("source")
+    @classmethod
+    def _known_source(cls, source: str) -> str:
+        kind, _, path = source.partition(":")
+        if source != "digits" and not (kind == "parquet" and path.strip()):
+            raise ValueError("must be 'digits' or 'parquet:PATH'")
+        return source
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> StreamParameters:
+        least = self.partition.min_share
+        if self.clients * least > 1:
+            raise ValueError(
+                f"partition.min_share {least:g} for {self.clients} clients asks for more than a whole class; "
+                f"it can be at most 1/clients = {1 / self.clients:.4g}"
+            )
+        return self

@@ -1,0 +1,211 @@
+"""Streams: built once, opened by every process, asked who sees which samples when.
+
+built/streams/NAME/manifest.parquet     one row per sample, see `manifest`
+built/streams/NAME/stream.json          parameters, plan and digests
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+from pydantic import ValidationError
+
+from errors import InputError, nearest
+from streams import manifest as manifests
+from streams import scenario
+from streams.folder import written_whole
+from streams.manifest import TEST, TRAIN, Manifest
+from streams.parameters import StreamParameters
+from streams.sources import Source, load, load_known
+
+if TYPE_CHECKING:
+    import pandas
+
+FORMAT = 1  # part of every digest: raise it when the same parameters would give another stream
+
+
+class Stream:
+    """A federated continual stream over one source; opening it reads O(N) numbers, a look-up is a slice.
+
+    Attributes:
+        name: the stream's name in the parameters.
+        parameters: what it was built from.
+        digest: 64 hexadecimal digits that cover parameters, source, plan and manifest.
+        classes, clients, experiences: how many there are.
+        shape: (C, H, W) of an image.
+        images: (N, C, H, W) uint8, memory-mapped and read-only.
+        labels: (N,) int64.
+    """
+
+    def __init__(self, record: dict, manifest: Manifest, source: Source, root: Path) -> None:
+        self.name: str = record["name"]
+        self.digest: str = record["digest"]
+        self.parameters = StreamParameters.model_validate(record["parameters"])
+        self.clients = self.parameters.clients
+        self.experiences = self.parameters.experiences
+        self.classes = source.classes
+        self.shape = tuple(source.images.shape[1:])
+        self.images = source.images
+        self.labels = source.labels
+        self._plan = np.broadcast_to(np.array(record["plan"]), (self.clients, self.classes))
+        self._root = root.absolute()
+        # Samples sorted by split, experience, client: every answer, and every union over clients or over the
+        # experiences so far, is then one slice. Public samples have experience and client -1, and come last.
+        order = np.lexsort([manifest[key] for key in ("sample", "client", "experience", "split")])
+        self._samples = manifest["sample"][order]
+        self._samples.setflags(write=False)
+        cell = (manifest["split"] * self.experiences + manifest["experience"]) * self.clients + manifest["client"]
+        cell = np.where(manifest["client"] < 0, 2 * self.experiences * self.clients, cell)
+        self._starts = np.searchsorted(cell[order], np.arange(2 * self.experiences * self.clients + 2))
+
+    def __reduce__(self):
+        # To another process goes the name: pickled, a memory map would become a copy of all images.
+        return open_stream, (self.name, self._root)
+
+    def train(self, client: int, experience: int) -> np.ndarray:
+        """Sorted indices of the samples that `client` trains on in `experience`; may be empty."""
+        return self._cells(TRAIN, experience, client)
+
+    def test(self, client: int | None, experience: int) -> np.ndarray:
+        """Sorted indices of the test samples of `client` (None: of all clients) in `experience`; may be empty."""
+        return self._cells(TEST, experience, client)
+
+    def public(self) -> np.ndarray:
+        """Sorted indices of the training samples that no client holds."""
+        return self._samples[self._starts[-2] :]
+
+    def all_train(self, experience: int) -> np.ndarray:
+        """Sorted indices of what all clients train on in experiences 0..experience."""
+        self._check(0, experience)
+        return np.sort(self._samples[self._starts[0] : self._starts[(experience + 1) * self.clients]])
+
+    def classes_of(self, client: int, experience: int) -> tuple[int, ...]:
+        """Sorted classes that the scenario gives to `client` in `experience`."""
+        self._check(client, experience)
+        return tuple(np.flatnonzero(self._plan[client] == experience).tolist())
+
+    def seen(self, client: int, experience: int) -> tuple[int, ...]:
+        """Sorted classes of `client` in experiences 0..experience."""
+        self._check(client, experience)
+        return tuple(np.flatnonzero(self._plan[client] <= experience).tolist())
+
+    def seen_by_all(self, experience: int) -> tuple[int, ...]:
+        """Sorted classes that any client has in experiences 0..experience."""
+        self._check(0, experience)
+        return tuple(np.flatnonzero((self._plan <= experience).any(axis=0)).tolist())
+
+    def describe(self) -> pandas.DataFrame:
+        """One row per (client, experience): its classes (tuple), and how many train and test samples it has."""
+        import pandas
+
+        cells = [(client, experience) for client in range(self.clients) for experience in range(self.experiences)]
+        rows = [(self.classes_of(*cell), len(self.train(*cell)), len(self.test(*cell))) for cell in cells]
+        index = pandas.MultiIndex.from_tuples(cells, names=["client", "experience"])
+        return pandas.DataFrame(rows, index, ["classes", "train", "test"])
+
+    def __repr__(self) -> str:
+        return f"Stream({self.name!r}, {self.clients} clients, {self.experiences} experiences, {self.digest[:12]})"
+
+    def _cells(self, split: int, experience: int, client: int | None) -> np.ndarray:
+        self._check(client or 0, experience)
+        first = (split * self.experiences + experience) * self.clients
+        if client is None:
+            return np.sort(self._samples[self._starts[first] : self._starts[first + self.clients]])
+        return self._samples[self._starts[first + client] : self._starts[first + client + 1]]
+
+    def _check(self, client: int, experience: int) -> None:
+        if not (0 <= client < self.clients and 0 <= experience < self.experiences):
+            raise IndexError(f"no client {client}, experience {experience} in {self!r}")
+
+
+def build(name: str, parameters: StreamParameters, root: Path) -> Stream:
+    """Build the stream, unless it is there with the same parameters and the same source.
+
+    Args:
+        name: its folder in built/streams: letters, digits, '.', '_' and '-'.
+        root: the project folder.
+    Raises:
+        InputError: the source is wrong (`sources.load`), the parameters do not fit it, or a client is left without
+            a training sample. An older stream of that name is then still there.
+    """
+    folder = _folder(name, root)
+    source = load(parameters, root)
+    with suppress(InputError):  # absent, or damaged: then it is built anew
+        stream = open_stream(name, root)
+        if stream.parameters == parameters and _record(name, root)["source"] == source.digest:
+            return stream
+    plan = scenario.plan(parameters, source.classes)
+    manifest = manifests.deal(source.labels, source.is_test, plan, parameters)
+    manifests.check(manifest, source.labels, plan)
+    record = {
+        "format": FORMAT,
+        "name": name,
+        "parameters": parameters.model_dump(mode="json"),
+        "source": source.digest,
+        "classes": source.classes,
+        "shape": list(source.images.shape[1:]),
+        "plan": (plan[:1] if parameters.order == "shared" else plan).tolist(),  # one row stands for all clients
+    }
+    record["digest"] = _digest(record, manifest)
+    with written_whole(folder, replace=True) as temporary:
+        manifests.write(manifest, temporary / "manifest.parquet")
+        (temporary / "stream.json").write_text(json.dumps(record, sort_keys=True) + "\n")
+    return Stream(record, manifest, source, root)
+
+
+def open_stream(name: str, root: Path) -> Stream:
+    """Open a stream that was built, and check it against its digest.
+
+    Raises:
+        InputError: there is no such stream, its files are damaged or changed, or its source has changed.
+    """
+    record = _record(name, root)
+    path = _folder(name, root) / "manifest.parquet"
+    stale = f"; rebuild it with: fcl stream {name}"
+    try:
+        manifest = manifests.read(path)
+        parameters = StreamParameters.model_validate(record["parameters"])
+        intact = record["format"] == FORMAT and record["digest"] == _digest(record, manifest)
+    except (pa.ArrowException, OSError, KeyError, ValueError, IndexError, ValidationError) as error:
+        raise InputError(f"{_shown(name)}/manifest.parquet: missing or damaged{stale}") from error
+    if not intact:
+        raise InputError(f"{_shown(name)}/manifest.parquet: not the content that stream.json names by digest{stale}")
+    source = load_known(parameters, record["source"], root)
+    if source.digest != record["source"]:
+        raise InputError(f"{_shown(name)}: source {parameters.source} has changed since it was built{stale}")
+    return Stream(record, manifest, source, root)
+
+
+def _digest(record: dict, manifest: Manifest) -> str:
+    named = {key: value for key, value in record.items() if key not in ("name", "digest")}
+    text = json.dumps({**named, "manifest": manifests.digest(manifest)}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _record(name: str, root: Path) -> dict:
+    path = _folder(name, root) / "stream.json"
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        known = sorted(found.parent.name for found in path.parent.parent.glob("[!.]*/stream.json"))
+        hint = f"{nearest(name, known)} or " if known else ""
+        raise InputError(f"{_shown(name)}: no such stream; {hint}build it with: fcl stream {name}") from None
+    except ValueError as error:
+        raise InputError(f"{_shown(name)}/stream.json: damaged; rebuild it with: fcl stream {name}") from error
+
+
+def _folder(name: str, root: Path) -> Path:
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise InputError(f"stream name {name!r} may hold only letters, digits, '.', '_' and '-'")
+    return root / "built" / "streams" / name
+
+
+def _shown(name: str) -> str:
+    return f"built/streams/{name}"

@@ -1,0 +1,148 @@
+"""A run can be killed at any moment and goes on from its last finished round with the same final result.
+
+A run's folder holds `checkpoint.json` (where the run is and the references to every state it needs) and
+`journal.jsonl` (what was measured, one JSON line a record). The checkpoint is replaced by an atomic rename after each
+round; journal lines that it does not count yet, a torn last line among them, are cut off on resume. No generator
+state is kept: every random draw is derived by name from the experiment seed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from errors import InputError
+from methods import Moment
+from parameters import Experiment
+
+from .store import Ref, write_json
+
+
+@dataclass
+class Progress:
+    """Where a run is: `next` is the first round that is not done; `evaluated` the experiences measured so far (-1: none)."""
+
+    next: Moment
+    server: Ref
+    clients: dict[int, Ref] = field(default_factory=dict)
+    evaluated: bool = False  # the untrained model was measured
+    finished: bool = False
+    journal: int = 0  # bytes of the journal that belong to this progress
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"next": list(self.next), "server": list(self.server)}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Progress:
+        clients = {int(client): Ref(*ref) for client, ref in value["clients"].items()}
+        known = {"next": Moment(*value["next"]), "server": Ref(*value["server"]), "clients": clients}
+        return cls(**{**value, **known})
+
+
+class RunFolder:
+    """A run's folder: lock, checkpoint and journal. Use as a context manager."""
+
+    def __init__(self, path: Path, experiment: Experiment) -> None:
+        self.path = path
+        self.experiment = experiment
+        self._lock = FileLock(path.with_suffix(".lock"))
+        self._journal: Any = None
+
+    def __enter__(self) -> RunFolder:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise InputError(f"another fcl run is working on this experiment ({self.path} is locked)") from None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._journal:
+            self._journal.close()
+        self._lock.release()
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / "checkpoint.json"
+
+    def open(self, resume: bool) -> Progress | None:
+        """The progress of an interrupted run of this experiment, or None: start from the beginning.
+
+        Raises:
+            InputError: `resume`, but the interrupted run has other parameters.
+        """
+        progress = None
+        if resume and self.checkpoint.exists():
+            saved = json.loads(self.checkpoint.read_text())
+            if saved["digest"] == self.experiment.digest:
+                progress = Progress.from_json(saved["progress"])
+            elif self.experiment.run.resume_mismatch == "refuse":
+                changed = ", ".join(differences(saved["experiment"], self.experiment.identity()))
+                raise InputError(
+                    f"--resume: the interrupted run in {self.path} has other parameters ({changed}); repeat them to "
+                    "resume it, or run without --resume to start over"
+                )
+        if progress is None:
+            shutil.rmtree(self.path, ignore_errors=True)
+            self.path.mkdir(parents=True)
+        self._journal = open(self.path / "journal.jsonl", "ab")  # noqa: SIM115 - closed by __exit__
+        self._journal.truncate(progress.journal if progress else 0)
+        return progress
+
+    def record(self, kind: str, rows: Iterable[dict[str, Any]]) -> None:
+        """Appends records to the journal; they count once a checkpoint follows."""
+        lines = [json.dumps({"kind": kind, **row}, sort_keys=True) + "\n" for row in rows]
+        self._journal.write("".join(lines).encode())
+        self._journal.flush()
+
+    def save(self, progress: Progress) -> None:
+        """Makes `progress`, and the journal so far, what a resumed run starts from."""
+        progress.journal = os.fstat(self._journal.fileno()).st_size
+        write_json(
+            self.checkpoint,
+            {
+                "digest": self.experiment.digest,
+                "experiment": self.experiment.identity(),
+                "progress": progress.to_json(),
+            },
+        )
+
+    def records(self, kind: str) -> list[dict[str, Any]]:
+        """All records of a kind, in the order they were made."""
+        with open(self.path / "journal.jsonl", "rb") as file:
+            rows = [json.loads(line) for line in file]
+        return [{key: value for key, value in row.items() if key != "kind"} for row in rows if row["kind"] == kind]
+
+    def remove(self) -> None:
+        """The run is over and its results are in place: nothing here is needed any more."""
+        self._journal.close()
+        self._journal = None
+        for path in self.path.iterdir():
+            if path.name == "store":
+                kept = path / "refused"
+                for inner in path.iterdir():
+                    if inner != kept:
+                        shutil.rmtree(inner)
+                if not kept.exists():
+                    path.rmdir()
+            else:
+                path.unlink()
+        if not any(self.path.iterdir()):
+            self.path.rmdir()
+
+
+def differences(old: Any, new: Any, key: str = "") -> list[str]:
+    """The dotted keys in which two parameter trees differ, with both values."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = []
+        for name in sorted(old.keys() | new.keys()):
+            found += differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+        return found
+    return [] if old == new else [f"{key} {old} there, {new} here"]

@@ -1,0 +1,113 @@
+"""Evaluation: rows of the accuracy matrix.
+
+Predictions are restricted to the classes met up to the later of "trained" and "tested" [ours]: an experience that is
+still to come is tested over the classes the model will know by then, so that zero-shot rows compare like with like.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from torch import nn
+
+from methods import CENTRE
+from methods.training import LocalData
+
+from .site import Site
+from .store import Ref
+from .workers import Workers
+
+BATCH = 512  # test images at a time; no gradients, so memory is no concern below thousands
+
+
+class Unit(NamedTuple):
+    """The smallest piece of an evaluation: one model of one holder (client, or -1) on one experience."""
+
+    kind: str
+    client: int
+    tested: int
+
+
+@torch.no_grad()
+def predictions(model: nn.Module, data: LocalData, classes: Sequence[int]) -> torch.Tensor:
+    """Predicted labels (samples,), restricted to `classes`."""
+    model.eval()
+    index = torch.as_tensor(classes, device=data.labels.device)
+    return torch.cat([index[model(batch.images)[:, index].argmax(1)] for batch in data.batches(BATCH)])
+
+
+def accuracy(model: nn.Module, data: LocalData, classes: Sequence[int]) -> float:
+    """Fraction of correct predictions among `classes`."""
+    return (predictions(model, data, classes) == data.labels).double().mean().item()
+
+
+def units(site: Site) -> list[Unit]:
+    """All that is evaluated after an experience."""
+    method, experiences = site.method, range(site.stream.experiences)
+    holders = {"server": (CENTRE,), "client": method.participants}
+    kinds = method.evaluates.items()
+    return [Unit(kind, client, tested) for kind, scope in kinds for client in holders[scope] for tested in experiences]
+
+
+def evaluate(
+    site: Site, server: Ref, clients: Mapping[int, Ref], trained: int, work: Sequence[Unit]
+) -> list[dict[str, Any]]:
+    """Accuracies after experience `trained` (-1: before any training).
+
+    A model that the server holds is tested on everyone's test data; the same predictions, split by client, say how
+    what each client receives does on the client's own data (rows of kind `received`).
+    """
+    rows: list[dict[str, Any]] = []
+    models: dict[tuple[str, int], nn.Module] = {}
+    main = next(iter(site.method.evaluates))
+    for kind, client, tested in work:
+        data = site.test(client, tested)
+        if not len(data):
+            continue
+        if (kind, client) not in models:
+            models.clear()  # one model in memory, however many clients
+            held = clients.get(client)
+            state = site.read(held) if held else site.method.start_client(client)
+            models[kind, client] = site.method.predictor(kind, site.read(server), state)
+        model = models[kind, client]
+        point = {"trained": trained, "tested": tested}
+        correct = predictions(model, data, site.seen(client, max(trained, tested))) == data.labels
+        rows.append({"model": kind, "client": client, **point, **_score(correct)})
+        if kind == main and site.method.evaluates[kind] == "server":
+            rows += _received(site, model, data, correct, point)
+    return rows
+
+
+def _received(site: Site, model: nn.Module, data: LocalData, correct: torch.Tensor, point: dict[str, int]) -> list:
+    """Rows of kind `received`, one per client that has test data in the experience."""
+    stream, tested = site.stream, point["tested"]
+    everyone = stream.test(None, tested)
+    rows = []
+    for client in range(stream.clients):
+        own = stream.test(client, tested)
+        if not len(own):
+            continue
+        if stream.parameters.order == "shared":
+            hits = correct[torch.from_numpy(everyone.searchsorted(own)).to(correct.device)]
+        else:  # the client's own classes so far are not the federation's
+            seen = site.seen(client, max(point["trained"], tested))
+            mine = site.load(own)
+            hits = predictions(model, mine, seen) == mine.labels
+        rows.append({"model": "received", "client": client, **point, **_score(hits)})
+    return rows
+
+
+def _score(correct: torch.Tensor) -> dict[str, Any]:
+    return {"accuracy": correct.double().mean().item(), "samples": len(correct)}
+
+
+@task(name="evaluate", task_run_name="evaluate {what} after {when}", cache_policy=NO_CACHE, log_prints=False)
+def evaluate_models(
+    workers: Workers, server: Ref, clients: Mapping[int, Ref], trained: int, work: Sequence[Unit], what: str, when: str
+) -> list[dict[str, Any]]:
+    """Prefect task: a part of the evaluation after an experience."""
+    return workers.call(evaluate, server, clients, trained, work)

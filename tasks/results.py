@@ -1,0 +1,139 @@
+"""The end of a run: matrix, metrics, figures, models and run.json, complete or not there at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import shutil
+import subprocess
+import time
+import uuid
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from methods import State
+from metrics.plots import draw_accuracy, draw_matrix
+from metrics.summary import summarise
+
+from .run import Run
+from .store import encode, write_json
+
+MATRIX = {"model": str, "client": int, "trained": int, "tested": int, "accuracy": float, "samples": int}
+ROUNDS = {
+    "experience": int,
+    "round": int,
+    "client": int,
+    "samples": int,
+    "steps": int,
+    "loss": float,
+    "bytes_up": int,
+    "bytes_down": int,
+    "seconds": float,
+    "admitted": bool,
+    "reason": str,
+}
+
+
+def frame(rows: list[dict[str, Any]], columns: dict[str, type], order: list[str]) -> pd.DataFrame:
+    """Records as a table with fixed columns and types, in an order that does not depend on who finished first."""
+    return pd.DataFrame(rows, columns=list(columns)).astype(columns).sort_values(order, ignore_index=True)
+
+
+def write_results(run: Run) -> Path:
+    """Writes everything but run.json into a folder beside `run.out`; `publish` completes it and puts it in place."""
+    folder = run.out.parent / f".{run.out.name}.{uuid.uuid4().hex[:8]}.tmp"
+    folder.mkdir(parents=True)
+    matrix = frame(run.folder.records("accuracy"), MATRIX, ["model", "trained", "tested", "client"])
+    rounds = frame(run.folder.records("round"), ROUNDS, ["experience", "round", "client"])
+    matrix.to_parquet(folder / "accuracy_matrix.parquet", index=False)
+    rounds.to_parquet(folder / "rounds.parquet", index=False)
+    main = main_kind(run)
+    write_json(folder / "metrics.json", summarise(matrix, rounds, main))
+    draw_accuracy(matrix, main, run.experiment.title, folder / "accuracy.png")
+    draw_matrix(matrix, main, run.experiment.title, folder / "matrix.png")
+    write_models(run, folder / "models")
+    return folder
+
+
+def main_kind(run: Run) -> str:
+    return next(iter(run.site.method.evaluates))
+
+
+def write_models(run: Run, folder: Path) -> None:
+    """The final models as safetensors: `global.safetensors`, or one file a client (`personal-3.safetensors`)."""
+    folder.mkdir()
+    site = run.site
+    server = site.read(run.progress.server)
+    architecture = site.method.setting.architecture
+    described = {
+        "architecture": architecture.name,
+        "shape": list(architecture.shape),
+        "classes": architecture.classes,
+        "options": dict(architecture.options),
+    }
+    for kind, scope in site.method.evaluates.items():
+        for client in site.method.participants if scope == "client" else (-1,):
+            held = run.progress.clients.get(client)
+            state = site.read(held) if held else State()
+            if scope == "client" and not held:
+                continue  # never took part
+            model = site.method.predictor(kind, server, state)
+            name = kind if client < 0 else f"{kind}-{client}"
+            seen = list(site.seen(client, site.stream.experiences - 1))
+            tensors = {key: tensor.cpu() for key, tensor in model.state_dict().items()}
+            header = {**described, "kind": kind, "client": client, "seen": seen}
+            (folder / f"{name}.safetensors").write_bytes(encode(tensors, header))
+
+
+def describe(run: Run) -> dict[str, Any]:
+    """What run.json says: enough to repeat the experiment and to trust its result."""
+    return {
+        "digest": run.digest(),
+        "experiment": run.experiment.identity(),
+        "parameter_digest": run.experiment.digest,
+        "method": run.experiment.method,
+        "stream": run.experiment.stream,
+        "seed": run.experiment.seed,
+        "stream_digest": run.site.stream.digest,
+        "lock_digest": file_digest(run.root / "requirements.lock"),
+        "git_commit": git(run.root, "rev-parse", "HEAD"),
+        "git_clean": git(run.root, "status", "--porcelain") == "",
+        "prefect_flow_run": run.flow_runs[-1] if run.flow_runs else None,
+        "main_model": main_kind(run),
+        "runner": run.experiment.run.runner,
+        "workers": run.experiment.run.workers,
+        "device": run.site.device,
+        "machine": platform.platform(),
+        "versions": {name: version(name) for name in ("torch", "prefect", "mlflow", "dvc")},
+        "failures": run.notes,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(run.started)),
+        "seconds": round(time.time() - run.started, 3),
+    }
+
+
+def publish(run: Run, folder: Path, description: dict[str, Any]) -> None:
+    """Completes the results with run.json and moves them to `run.out`, replacing an earlier run of the experiment."""
+    write_json(folder / "run.json", description)
+    old = run.out.with_name(f".{run.out.name}.{uuid.uuid4().hex[:8]}.old")
+    if run.out.exists():
+        run.out.rename(old)
+    folder.rename(run.out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def file_digest(path: Path) -> str | None:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
+
+
+def git(root: Path, *arguments: str) -> str | None:
+    """What git says, or None where there is no git or no commit."""
+    done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text())

@@ -1,0 +1,153 @@
+"""A run of one experiment: what its rounds share while it lasts, and its beginning and end on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from errors import InputError
+from methods import Moment
+from parameters import Experiment
+from streams.stream import build
+
+from .checkpoint import Progress, RunFolder, differences
+from .site import Place, Site, site
+from .workers import Workers
+
+
+class Run:
+    """One run. Use as a context manager: it holds the folder's lock and the workers.
+
+    Args:
+        experiment: what to run.
+        root: the project's folder.
+        out: where the results will be.
+        resume: go on where an interrupted run of this experiment stopped.
+        on_progress: called after each step with (steps done, steps in all, what comes next).
+    Raises:
+        InputError: `out` holds another experiment; `resume` with other parameters; the stream cannot be built.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        root: Path,
+        out: Path,
+        resume: bool = False,
+        on_progress: Callable[[int, int, str], None] = lambda done, total, what: None,
+    ) -> None:
+        self.experiment, self.root, self.out, self.resume = experiment, root, out, resume
+        self.on_progress = on_progress
+        self.flow_runs: list[str] = []
+        self.seconds_per_sample = 0.0  # of client training, measured; sizes the cohorts
+        self.notes: list[str] = []  # failures that the run survived, with their traces
+        self.started = time.time()
+        self._open = ExitStack()
+
+    def __enter__(self) -> Run:
+        check_out(self.out, self.experiment)
+        experiment, root = self.experiment, self.root
+        build(experiment.stream, experiment.stream_parameters, root)
+        name = f"{experiment.stream}-{experiment.method}-{experiment.seed}"
+        # The output folder tells two runs of one experiment apart.
+        key = f"{name}-{hashlib.sha256(str(self.out.resolve()).encode()).hexdigest()[:8]}"
+        store = experiment.run.store
+        where = f"{store}/{key}/store" if "://" in store else str(root / store / key / "store")
+        place = Place(experiment, root, where)
+        with ExitStack() as opening:
+            folder = root / ("runs" if "://" in store else store) / key
+            self.folder = opening.enter_context(RunFolder(folder, experiment))
+            progress = self.folder.open(self.resume)
+            self.site: Site = site(place)
+            if progress is None:
+                self.site.store.clear()
+                progress = Progress(Moment(0, 0), self.site.write(self.site.method.start()))
+            self.progress = progress
+            self.workers = opening.enter_context(Workers(place, experiment.run.runner, experiment.run.workers))
+            self._open = opening.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    # what is left
+
+    def experiences_left(self) -> range:
+        return range(self.progress.next.experience, self.site.stream.experiences)
+
+    def rounds_left(self, experience: int) -> Iterator[Moment]:
+        """The rounds of `experience` that are not done."""
+        first = self.progress.next.round if self.progress.next.experience == experience else 0
+        for number in range(first, self.experiment.train.rounds):
+            yield Moment(experience, number)
+
+    @property
+    def steps(self) -> int:
+        """Rounds and evaluations in all."""
+        return self.site.stream.experiences * (self.experiment.train.rounds + 1) + 1
+
+    @property
+    def steps_done(self) -> int:
+        experience, number = self.progress.next
+        return experience * (self.experiment.train.rounds + 1) + number + self.progress.evaluated
+
+    # moving on
+
+    def advance(self, next: Moment) -> None:
+        """Checkpoint: what is recorded so far counts, what no state refers to any more is deleted."""
+        self.progress.next = next
+        self.folder.save(self.progress)
+        store = self.site.store
+        store.keep_only("uploads", ())
+        store.keep_only("broadcasts", ())
+        store.keep_only("states", {self.progress.server, *self.progress.clients.values()})
+        experience, number = next
+        rounds = self.experiment.train.rounds
+        what = f"experience {experience}, " + (f"round {number}" if number < rounds else "evaluation")
+        self.on_progress(self.steps_done, self.steps, "results" if self.steps_done == self.steps else what)
+
+    def observe(self, seconds_per_sample: Sequence[float]) -> None:
+        """Learns from the last round how long clients take."""
+        if seconds_per_sample:
+            self.seconds_per_sample = statistics.median(seconds_per_sample)
+
+    def note(self, text: str) -> None:
+        """Keeps a failure that the run survived, in memory and in the run's folder."""
+        self.notes.append(text)
+        with open(self.folder.path / "failures.log", "a") as file:
+            file.write(text + "\n")
+
+    def digest(self) -> str:
+        """SHA-256 over all server and client states."""
+        states = {"server": self.progress.server.digest}
+        states |= {f"client {client}": ref.digest for client, ref in self.progress.clients.items()}
+        return hashlib.sha256(json.dumps(states, sort_keys=True).encode()).hexdigest()
+
+
+def finished_results(out: Path) -> dict | None:
+    """The run.json of the finished experiment in `out`, if there is one.
+
+    Raises:
+        InputError: `out` is something else than results.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return None
+    try:
+        return json.loads((out / "run.json").read_text())
+    except (OSError, ValueError):
+        raise InputError(
+            f"--out {out} is not empty and holds no results of fcl; choose another folder or empty it"
+        ) from None
+
+
+def check_out(out: Path, experiment: Experiment) -> None:
+    """Refuses to overwrite another experiment's results."""
+    found = finished_results(out)
+    if found and found["parameter_digest"] != experiment.digest:
+        changed = ", ".join(differences(found["experiment"], experiment.identity()))
+        raise InputError(f"--out {out} holds another experiment ({changed}); choose another --out or remove it")

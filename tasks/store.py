@@ -1,0 +1,161 @@
+"""Where states and payloads lie: files named by the SHA-256 of their bytes, in any fsspec store.
+
+A file is safetensors (never pickle) whose metadata is one JSON header. safetensors writes several metadata entries in
+no fixed order; one entry, keys sorted, gives equal bytes for equal content on every machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+import uuid
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import fsspec
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+
+class Ref(NamedTuple):
+    """A stored file: kind (the folder it lies in), SHA-256 of its bytes, and their number."""
+
+    kind: str
+    digest: str
+    size: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}/{self.digest}.safetensors"
+
+
+@dataclass(frozen=True)
+class Content:
+    """A decoded file."""
+
+    header: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+
+class DamagedFile(RuntimeError):
+    """A stored file that is missing, is not safetensors, or whose bytes are not those that its name promises."""
+
+
+def encode(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> bytes:
+    text = json.dumps(header, sort_keys=True, separators=(",", ":"))
+    return safetensors.torch.save({name: tensors[name].contiguous() for name in sorted(tensors)}, {"header": text})
+
+
+def decode(data: bytes) -> Content:
+    """The inverse of `encode`.
+
+    Raises:
+        DamagedFile: not safetensors, or without our header.
+    """
+    try:
+        length = int.from_bytes(data[:8], "little")
+        metadata = json.loads(data[8 : 8 + length])["__metadata__"]
+        return Content(json.loads(metadata["header"]), safetensors.torch.load(data))
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
+        raise DamagedFile(f"not a safetensors file with our header ({type(error).__name__}: {error})") from None
+
+
+class Store:
+    """Content-addressed files below `url` (a folder or any fsspec URL). Safe for many writers.
+
+    Args:
+        url: where the files lie.
+        remembered: how many decoded files a process keeps (the broadcast that a cohort's clients share).
+    """
+
+    def __init__(self, url: str, remembered: int = 4) -> None:
+        self.url = url
+        self.fs, self.path = fsspec.core.url_to_fs(url)
+        self.local = "file" in (self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,))
+        self._made: set[str] = set()
+        self._memory: OrderedDict[Ref, Content] = OrderedDict()
+        self._remembered = remembered
+        self._lock = threading.Lock()
+
+    def write(self, kind: str, data: bytes) -> Ref:
+        """Stores bytes under their digest; a reader never sees half a file."""
+        ref = Ref(kind, hashlib.sha256(data).hexdigest(), len(data))
+        path = f"{self.path}/{ref.name}"
+        if kind not in self._made:
+            self.fs.makedirs(f"{self.path}/{kind}", exist_ok=True)
+            self._made.add(kind)
+        if not self.local:
+            self.fs.pipe_file(path, data)  # object stores publish an object only when it is complete
+        else:
+            temporary = Path(f"{path}.{uuid.uuid4().hex}.tmp")
+            temporary.write_bytes(data)
+            os.replace(temporary, path)
+        return ref
+
+    def put(self, kind: str, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Ref:
+        return self.write(kind, encode(tensors, header))
+
+    def bytes(self, ref: Ref) -> bytes:
+        """The stored bytes as they are, unchecked (admission checks them itself)."""
+        try:
+            if self.local:
+                return Path(f"{self.path}/{ref.name}").read_bytes()
+            return self.fs.cat_file(f"{self.path}/{ref.name}")
+        except FileNotFoundError:
+            raise DamagedFile(f"{ref.name} is missing from {self.url}") from None
+
+    def size(self, ref: Ref) -> int:
+        return self.fs.size(f"{self.path}/{ref.name}")
+
+    def get(self, ref: Ref, remember: bool = False) -> Content:
+        """The decoded content, its digest verified. With `remember`, this process keeps it for the next reader."""
+        with self._lock:
+            if ref in self._memory:
+                return self._memory[ref]
+        data = self.bytes(ref)
+        if hashlib.sha256(data).hexdigest() != ref.digest:
+            raise DamagedFile(f"{self.url}/{ref.name} is damaged: its bytes do not have the SHA-256 of its name")
+        content = decode(data)
+        if remember:
+            with self._lock:
+                self._memory[ref] = content
+                while len(self._memory) > self._remembered:
+                    self._memory.popitem(last=False)
+        return content
+
+    def move(self, ref: Ref, kind: str) -> None:
+        self.fs.makedirs(f"{self.path}/{kind}", exist_ok=True)
+        self.fs.mv(f"{self.path}/{ref.name}", f"{self.path}/{ref._replace(kind=kind).name}")
+
+    def keep_only(self, kind: str, wanted: Iterable[Ref]) -> None:
+        """Deletes every file of `kind` that is not wanted, leftovers of killed writers included."""
+        wanted = {Path(ref.name).name for ref in wanted}
+        folder = f"{self.path}/{kind}"
+        if self.local:
+            for entry in os.scandir(folder) if os.path.isdir(folder) else ():
+                if entry.name not in wanted:
+                    os.unlink(entry.path)
+        elif self.fs.exists(folder):
+            unwanted = [path for path in self.fs.ls(folder, detail=False) if Path(path).name not in wanted]
+            if unwanted:
+                self.fs.rm(unwanted)
+            self.fs.invalidate_cache(folder)
+
+    def clear(self) -> None:
+        """Deletes everything but what was refused."""
+        for kind in ("states", "broadcasts", "uploads"):
+            self.keep_only(kind, ())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """JSON with sorted keys, written to a temporary name and renamed: never half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary.write_text(json.dumps(value, sort_keys=True, indent=1) + "\n")
+    os.replace(temporary, path)

@@ -1,0 +1,240 @@
+"""MLflow: a process of its own reads the run's journal and reports it.
+
+Training never waits for the tracking server and does not fail with it. The journal is the truth, the tracker its
+reader: what it could not deliver stays in `runs/untracked/` and is sent by the next run's tracker.
+
+    python -m tasks.tracking FOLDER        reports the run whose `tracking.json` lies in FOLDER
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from .store import write_json
+
+POLL = 0.3  # seconds between looks into the journal
+PATIENCE = 20.0  # seconds that a finished run waits for a tracking server before its records are kept for later
+UNDELIVERED = 3  # exit status
+
+
+class Tracker:
+    """The run's side: starts the tracking process, hands it the results, learns the MLflow run's id."""
+
+    def __init__(self, folder: Path, root: Path, description: dict[str, Any]) -> None:
+        self.folder, self.root = folder, root
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}"
+        write_json(folder / "tracking.json", {"uri": uri, "root": str(root), **description})
+        (folder / "finish.json").unlink(missing_ok=True)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tasks.tracking", str(folder)],
+            cwd=root,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=open(folder / "tracking.log", "w"),  # noqa: SIM115 - the child's
+            start_new_session=True,  # Ctrl-C is for the run; the tracker ends when the run has
+        )
+
+    def finish(self, results: Path, metrics: dict[str, float], tags: dict[str, str]) -> str | None:
+        """Waits until everything is reported; the MLflow run's id, or None: kept for later."""
+        write_json(self.folder / "finish.json", {"results": str(results), "metrics": metrics, "tags": tags})
+        status = self.process.wait()
+        if status == 0:
+            return json.loads((self.folder / "mlflow.json").read_text())["run_id"]
+        return None
+
+    def keep_for_later(self, out: Path) -> None:
+        """Moves what was not delivered to where the next tracker finds it."""
+        finish = json.loads((self.folder / "finish.json").read_text()) | {"results": str(out)}
+        write_json(self.folder / "finish.json", finish)
+        place = self.root / "runs" / "untracked" / f"{self.folder.name}-{time.time_ns()}"
+        place.mkdir(parents=True)
+        for name in ("tracking.json", "finish.json", "journal.jsonl", "mlflow.json"):
+            if (self.folder / name).exists():
+                shutil.copy2(self.folder / name, place / name)
+
+    def stop(self) -> None:
+        """The run did not finish: the process reports what is there and ends."""
+        self.process.terminate()
+        self.process.wait()
+
+
+class Report:
+    """The tracking process's side: one MLflow run, fed from a journal."""
+
+    def __init__(self, folder: Path) -> None:
+        from mlflow.tracking import MlflowClient
+
+        self.folder = folder
+        self.description = json.loads((folder / "tracking.json").read_text())
+        uri = self.description["uri"]
+        with FileLock(Path(self.description["root"]) / "runs" / "mlflow.lock"):  # two first runs would both make the tables
+            self.client = MlflowClient(tracking_uri=uri)
+            self.run_id = self._continued() or self._create()
+        self.read = 0
+
+    def _continued(self) -> str | None:
+        """The MLflow run of the interrupted run that is being resumed."""
+        path = self.folder / "mlflow.json"
+        if not path.exists():
+            return None
+        run_id = json.loads(path.read_text())["run_id"]
+        self.client.update_run(run_id, status="RUNNING")
+        return run_id
+
+    def _create(self) -> str:
+        from mlflow.entities import Dataset, DatasetInput, InputTag, Param
+
+        about = self.description
+        name = about["stream"]["name"]
+        experiment = self.client.get_experiment_by_name(name)
+        where = experiment.experiment_id if experiment else self.client.create_experiment(name)
+        run = self.client.create_run(where, run_name=about["run_name"], tags=about["tags"])
+        run_id = run.info.run_id
+        self.client.log_batch(run_id, params=[Param(key, str(value)) for key, value in about["parameters"].items()])
+        stream = about["stream"]
+        dataset = Dataset(
+            name, stream["digest"][:32], "fcl", json.dumps({"source": stream["source"]}), profile=json.dumps(stream)
+        )
+        self.client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "train and test")])])
+        write_json(self.folder / "mlflow.json", {"run_id": run_id, "experiment_id": where})
+        return run_id
+
+    def catch_up(self) -> None:
+        """Reports the journal's new lines: one batch, however many rounds they hold."""
+        from mlflow.entities import Metric
+
+        path = self.folder / "journal.jsonl"
+        data = path.read_bytes()[self.read :] if path.exists() else b""
+        data = data[: data.rfind(b"\n") + 1]
+        rows = [json.loads(line) for line in data.splitlines()]
+        now = int(time.time() * 1000)
+        points = list(self._points(rows))
+        for start in range(0, len(points), 1000):  # MLflow's limit for a batch
+            batch = [Metric(key, value, now, step) for key, value, step in points[start : start + 1000]]
+            self.client.log_batch(self.run_id, metrics=batch)
+        self.read += len(data)
+
+    def _points(self, rows: list[dict[str, Any]]):
+        """(name, value, step): per round over all rounds of the run, per experience for accuracies."""
+        rounds: dict[int, list[dict[str, Any]]] = {}
+        for row in rows:
+            if row["kind"] == "round":
+                step = row["experience"] * self.description["rounds"] + row["round"]
+                rounds.setdefault(step, []).append(row)
+        for step, members in sorted(rounds.items()):
+            losses = [(row["loss"], row["samples"]) for row in members if row["loss"] is not None]
+            samples = sum(count for _, count in losses)
+            if samples and all(math.isfinite(loss) for loss, _ in losses):
+                yield "round/loss", sum(loss * count for loss, count in losses) / samples, step
+            for name in ("bytes_up", "bytes_down", "seconds"):
+                yield f"round/{name}", sum(row[name] for row in members), step
+            yield "round/clients", len(members), step
+            yield "round/refused", sum(not row["admitted"] for row in members), step
+        scores: dict[tuple[str, int, int], list[float]] = {}
+        for row in rows:
+            if row["kind"] == "accuracy" and row["trained"] >= 0:
+                scores.setdefault((row["model"], row["tested"], row["trained"]), []).append(row["accuracy"])
+        seen: dict[tuple[str, int], list[float]] = {}
+        for (model, tested, trained), values in sorted(scores.items()):
+            mean = sum(values) / len(values)
+            yield f"{model}/accuracy_on_experience_{tested}", mean, trained
+            if tested <= trained:
+                seen.setdefault((model, trained), []).append(mean)
+        for (model, trained), values in sorted(seen.items()):
+            yield f"{model}/average_accuracy", sum(values) / len(values), trained
+
+    def finish(self) -> None:
+        """Final metrics, artifacts and the model; closes the MLflow run."""
+        finish = json.loads((self.folder / "finish.json").read_text())
+        self._final_metrics(finish["metrics"])
+        for key, value in finish["tags"].items():
+            self.client.set_tag(self.run_id, key, value)
+        results = Path(finish["results"])
+        for path in sorted(results.iterdir()):
+            if path.is_file():
+                self.client.log_artifact(self.run_id, str(path))
+        self._log_model(results)
+        self.client.set_terminated(self.run_id)
+
+    def _final_metrics(self, metrics: dict[str, float]) -> None:
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        self.client.log_batch(self.run_id, metrics=[Metric(key, value, now, 0) for key, value in metrics.items()])
+
+    def _log_model(self, results: Path) -> None:
+        """The main model (a personal method: client 0's) as an MLflow model with signature and input example."""
+        import mlflow
+        import numpy as np
+        from mlflow.models import infer_signature
+
+        from .serving import Predictor
+
+        main = self.description["main_model"]
+        files = sorted((results / "models").glob(f"{main}.safetensors")) or sorted(
+            (results / "models").glob(f"{main}-*.safetensors")
+        )
+        predictor = Predictor(files[0])
+        example = np.zeros((1, *predictor.shape), dtype=np.uint8)
+        mlflow.set_tracking_uri(self.description["uri"])
+        with mlflow.start_run(run_id=self.run_id):
+            mlflow.pyfunc.log_model(
+                name="model",
+                loader_module="tasks.serving",
+                data_path=str(files[0]),
+                signature=infer_signature(example, predictor.predict(example)),
+                input_example=example,
+                pip_requirements=str(Path(self.description["root"]) / "requirements.lock"),
+            )
+
+
+def follow(folder: Path) -> int:
+    """Reports a run while it lasts and when it ends; ends with the process that started it."""
+    parent, report, deadline = os.getppid(), None, math.inf
+    while True:
+        finished = (folder / "finish.json").exists()
+        if finished:
+            deadline = min(deadline, time.monotonic() + PATIENCE)
+        try:
+            report = report or Report(folder)
+            report.catch_up()
+            if finished:
+                report.finish()
+                return 0
+        except Exception as error:  # whatever keeps the tracking server from answering must not end the run
+            print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            if time.monotonic() > deadline:
+                return UNDELIVERED
+        if os.getppid() != parent:  # the run was killed: a resumed run starts a tracker of its own
+            return UNDELIVERED
+        time.sleep(POLL)
+
+
+def deliver_kept(root: Path) -> None:
+    """Sends what earlier runs could not."""
+    for folder in sorted((root / "runs" / "untracked").glob("*")):
+        try:
+            report = Report(folder)
+            report.catch_up()
+            report.finish()
+        except Exception as error:  # still down: kept for the next time
+            print(f"{folder.name}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            return
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    status = follow(Path(sys.argv[1]))
+    if status == 0:
+        deliver_kept(Path(json.loads((Path(sys.argv[1]) / "tracking.json").read_text())["root"]))
+    sys.exit(status)

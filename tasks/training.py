@@ -1,0 +1,120 @@
+"""Client training: one task trains a cohort of clients, each by itself, and uploads what they learned."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from methods import CENTRE, Moment
+from methods.training import Client
+
+from .evaluation import accuracy
+from .site import Site
+from .store import Ref
+from .upload import write_upload
+from .workers import WorkerDied, Workers
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What a client needs for a round: references to what it received and to what it kept."""
+
+    client: int
+    broadcast: Ref | None
+    state: Ref | None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What became of an assignment. `error` is empty, or why there is no result."""
+
+    client: int
+    broadcast: Ref | None
+    upload: Ref | None = None
+    state: Ref | None = None
+    samples: int = 0
+    steps: int = 0
+    loss: float = float("nan")
+    seconds: float = 0.0
+    accuracies: list[dict[str, Any]] = field(default_factory=list)  # of the model before fusion, see `before_fusion`
+    error: str = ""
+    trace: str = ""
+
+
+def train(site: Site, moment: Moment, assignments: Sequence[Assignment], last_round: bool) -> list[Trained]:
+    """Trains each client of a cohort; one that fails does not touch the others."""
+    return [_attempt(site, moment, assignment, last_round) for assignment in assignments]
+
+
+def _attempt(site: Site, moment: Moment, assignment: Assignment, last_round: bool) -> Trained:
+    try:
+        return train_one(site, moment, assignment, last_round)
+    except Exception as error:  # whatever a method raises is this client's failure, reported with its trace
+        reason = f"{type(error).__name__}: {error}"
+        return Trained(assignment.client, assignment.broadcast, error=reason, trace=traceback.format_exc())
+
+
+def train_one(site: Site, moment: Moment, assignment: Assignment, last_round: bool) -> Trained:
+    """Reads what the client received and kept, trains, writes what it keeps and uploads."""
+    started = time.perf_counter()
+    number, method = assignment.client, site.method
+    data = site.data(number, moment.experience)
+    client = Client(
+        id=number,
+        moment=moment,
+        seed=site.experiment.seed,
+        data=data,
+        classes=site.classes(number, moment.experience),
+        known=site.known(number, moment.experience),
+        state=site.read(assignment.state) if assignment.state else method.start_client(number),
+        received=site.read(assignment.broadcast) if assignment.broadcast else None,
+    )
+    update = method.train(client)
+    upload = None
+    if update.message is not None:
+        upload = write_upload(site, number, moment, update.message, len(data), assignment.broadcast)
+    keeps = update.state.tensors or update.state.values
+    return Trained(
+        client=number,
+        broadcast=assignment.broadcast,
+        upload=upload,
+        state=site.write(update.state) if keeps else None,
+        samples=len(data),
+        steps=update.steps,
+        loss=update.loss,
+        seconds=time.perf_counter() - started,
+        accuracies=before_fusion(site, number, moment.experience, update.model) if last_round else [],
+    )
+
+
+def before_fusion(site: Site, client: int, experience: int, model) -> list[dict[str, Any]]:
+    """Accuracy of a client's own model on its own test data, measured where the data are: rows of kind `trained`."""
+    if client == CENTRE:
+        return []
+    rows = []
+    for tested in range(experience + 1):
+        data = site.test(client, tested)
+        if len(data):
+            correct = accuracy(model, data, site.seen(client, experience))
+            rows.append(
+                {"model": "trained", "client": client, "trained": experience, "tested": tested, "accuracy": correct}
+                | {"samples": len(data)}
+            )
+    return rows
+
+
+@task(name="train", task_run_name="train {who} round {moment.round}", cache_policy=NO_CACHE, log_prints=False)
+def train_clients(
+    workers: Workers, moment: Moment, assignments: Sequence[Assignment], last_round: bool, who: str
+) -> list[Trained]:
+    """Prefect task: client training and the client's side of the upload for one cohort."""
+    try:
+        return workers.call(train, moment, assignments, last_round)
+    except WorkerDied as error:
+        return [Trained(each.client, each.broadcast, error=str(error)) for each in assignments]
