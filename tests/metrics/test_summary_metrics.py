@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metrics.communication import bytes_to_accuracy, costs, cumulative_bytes
@@ -84,6 +84,7 @@ def test_summary_is_sorted_json_with_whole_counts(global_model, rounds):
     assert counts == {"bytes_up", "bytes_down", "samples", "steps", "refused"}
 
 
+@settings(deadline=None, max_examples=20)  # each example groups whole frames
 @given(st.permutations(range(6)), st.randoms(use_true_random=False))
 def test_neither_the_clients_names_nor_the_order_of_rows_matter(measured, rounds, names, random):
     kinds, cells = ("trained", "received", "personal"), [(a, b) for a in (-1, 0, 1) for b in (0, 1)]
