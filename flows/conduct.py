@@ -43,12 +43,15 @@ def play(run: Run, track: bool = True) -> dict[str, float]:
         try:
             from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
+            from prefect.task_runners import ThreadPoolTaskRunner
+
             from .experiment import experiment
 
             wait()
-            # A flow's heartbeat thread sleeps in whole seconds and is joined at its end: a second lost per subflow.
+            # A flow's heartbeat thread sleeps in whole seconds and is joined at its end: a second lost.
             with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-                experiment(run.experiment.title, run.experiment.identity(), run)
+                runner = ThreadPoolTaskRunner(max_workers=run.workers.count)
+                experiment.with_options(task_runner=runner)(run.experiment.title, run.experiment.identity(), run)
             folder = write_results(run)
             metrics = read_json(folder / "metrics.json")
             description = describe(run)

@@ -48,8 +48,15 @@ class DamagedFile(RuntimeError):
 
 
 def encode(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> bytes:
+    """Tensors and header as safetensors bytes: equal content gives equal bytes."""
     text = json.dumps(header, sort_keys=True, separators=(",", ":"))
-    return safetensors.torch.save({name: tensors[name].contiguous() for name in sorted(tensors)}, {"header": text})
+    seen: set[int] = set()
+    own: dict[str, Tensor] = {}
+    for name in sorted(tensors):  # safetensors refuses names that share memory (a teacher that still is the model)
+        tensor = tensors[name].contiguous()
+        own[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
+        seen.add(tensor.data_ptr())
+    return safetensors.torch.save(own, {"header": text})
 
 
 def decode(data: bytes) -> Content:
