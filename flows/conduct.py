@@ -146,5 +146,3 @@ def progress_bar(console: Console, title: str):
     with Progress(*columns, TextColumn("{task.description}"), console=console, transient=True) as progress:
         bar = progress.add_task("starting", total=None, title=title)
         yield lambda done, total, what: progress.update(bar, completed=done, total=total, description=what)
-
-

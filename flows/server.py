@@ -30,7 +30,12 @@ class TemporaryServer:
         address = ["--host", "127.0.0.1", "--port", str(self.port), "--log-level", "critical"]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "uvicorn", *application, *address],
-            env={**os.environ, "PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"},
+            env={
+                **os.environ,
+                "PREFECT_UI_ENABLED": "0",
+                "PREFECT__SERVER_EPHEMERAL": "1",
+                "PREFECT__SERVER_FINAL": "1",
+            },
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

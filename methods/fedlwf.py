@@ -18,11 +18,12 @@ from .training import Batch, Client, Update, cross_entropy, distillation
 class FedLwF(FedAvg):
     """FedAvg whose clients stay near what the global model predicted before this experience.
 
-        L = CE( theta(x) on C^{<=t}, y ) + weight * tau^2 KL( p_{theta^{t-1}} on C^{<t} || p_theta on C^{<t} )
+        L = CE( theta(x) on C^t, y ) + weight * tau^2 KL( p_{theta^{t-1}} on C^{<t} || p_theta on C^{<t} )
 
-    theta^{t-1} is the global model at the end of the previous experience, the teacher. Li and Hoiem, ECCV 2016, eq. 1;
-    federated as the FCL literature's baseline [field]. In the first experience, or with weight 0, this is FedAvg to
-    the last bit.
+    theta^{t-1} is the global model at the end of the previous experience, the teacher. Li and Hoiem, ECCV 2016, eq. 3;
+    federated as the FCL literature's baseline [field]. The paper has one head per task; with the one head of
+    class-incremental streams its two terms run over the new and over the old classes of that head [ours]. In the first
+    experience this is FedAvg to the last bit.
 
     The teacher goes down once per client and experience: at round 0 it is the model itself, and a client that first
     takes part later receives it beside the model; the client keeps it until the next experience. [ours]
@@ -30,7 +31,7 @@ class FedLwF(FedAvg):
 
     class Params(FedAvg.Params):
         temperature: float = Field(2.0, gt=0, description="tau, softens both predictions")
-        weight: float = Field(1.0, ge=0, description="weight of the distillation term; 0 is FedAvg")
+        weight: float = Field(1.0, ge=0, description="weight of the distillation term; 0 is none")
 
     def broadcast(self, server: State, clients: Sequence[int], moment: Moment) -> Mapping[int, Message | None]:
         messages = dict(super().broadcast(server, clients, moment))
@@ -57,7 +58,7 @@ class FedLwF(FedAvg):
             with torch.no_grad():
                 old = teacher(batch.images)
             drift = distillation(logits, old, client.known, self.params.temperature)
-            return cross_entropy(logits, batch.labels, client.seen) + self.params.weight * drift
+            return cross_entropy(logits, batch.labels, client.classes) + self.params.weight * drift
 
         return loss
 
@@ -69,12 +70,10 @@ class FedLwF(FedAvg):
         return State(fused.tensors, {"holders": holders})
 
     def end_experience(self, server: State, experience: int) -> State:
-        if self.params.weight == 0:
-            return server
         return State({**server.tensors, **prefixed("previous", server.part("model"))}, {"holders": []})
 
     def teaches(self, moment: Moment) -> bool:
-        return self.params.weight > 0 and moment.experience > 0
+        return moment.experience > 0
 
     @staticmethod
     def teacher(client: Client) -> dict[str, Tensor]:

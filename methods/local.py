@@ -13,7 +13,7 @@ from .training import Batch, Client, Update, cross_entropy, fit
 class Local(Method):
     """Each client alone: plain fine-tuning on its own stream, nothing crosses.
 
-        theta_i <- argmin CE(theta_i; D_i^t)   started from the previous experience's theta_i          [field]
+    theta_i <- argmin CE(theta_i; D_i^t)   started from the previous experience's theta_i          [field]
     """
 
     evaluates = {"personal": "client"}

@@ -46,7 +46,12 @@ def fuse_all(site: Site, server: Ref, verdicts: Sequence[Verdict], moment: Momen
     return site.write(method.end_experience(state, moment.experience) if last_round else state)
 
 
-@task(name="fuse", task_run_name="fuse {what} round {moment.round} of experience {moment.experience}", cache_policy=NO_CACHE, log_prints=False)
+@task(
+    name="fuse",
+    task_run_name="fuse {what} round {moment.round} of experience {moment.experience}",
+    cache_policy=NO_CACHE,
+    log_prints=False,
+)
 def fuse_uploads(workers: Workers, function, what: str, moment: Moment, *arguments) -> Ref:
     """Prefect task: one job of the fusion (`fuse`), the joining of several (`join`), or all at once (`fuse_all`)."""
     return workers.call(function, *arguments)

@@ -140,7 +140,9 @@ def fuse_round(run: Run, moment: Moment, verdicts: Sequence[Verdict], last: bool
     return fuse_uploads.submit(run.workers, join, "all jobs of", moment, server, parts, moment, last).result()
 
 
-def record_round(run: Run, moment: Moment, trained: Sequence[Trained], verdicts: Sequence[Verdict], server: Ref) -> None:
+def record_round(
+    run: Run, moment: Moment, trained: Sequence[Trained], verdicts: Sequence[Verdict], server: Ref
+) -> None:
     """Writes the round into the journal, moves the run's progress on, and drops the files it no longer needs."""
     rows = []
     for each, verdict in zip(trained, verdicts, strict=True):
@@ -175,11 +177,11 @@ def evaluate_all(run: Run, trained: int) -> None:
     futures = []
     for part in range(count):
         share = work[part * len(work) // count : (part + 1) * len(work) // count]
-        clients = {unit.client: run.progress.clients[unit.client] for unit in share if unit.client in run.progress.clients}
+        clients = {
+            unit.client: run.progress.clients[unit.client] for unit in share if unit.client in run.progress.clients
+        }
         what = f"part {part + 1} of {count}" if count > 1 else "all models"
-        futures.append(
-            evaluate_models.submit(run.workers, run.progress.server, clients, trained, share, what, when)
-        )
+        futures.append(evaluate_models.submit(run.workers, run.progress.server, clients, trained, share, what, when))
     rows = [row for future in futures for row in future.result()]
     run.folder.record("accuracy", rows)
     if trained < 0:

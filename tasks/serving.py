@@ -1,7 +1,7 @@
 """A finished model as an MLflow model: images in, class probabilities out. Nothing is pickled.
 
-    model = mlflow.pyfunc.load_model("runs:/RUN_ID/model")
-    probabilities = model.predict(images)       # uint8 (n, channels, height, width) -> float32 (n, classes)
+model = mlflow.pyfunc.load_model("runs:/RUN_ID/model")
+probabilities = model.predict(images)       # uint8 (n, channels, height, width) -> float32 (n, classes)
 """
 
 from __future__ import annotations

@@ -77,7 +77,9 @@ class Report:
         self.folder = folder
         self.description = json.loads((folder / "tracking.json").read_text())
         uri = self.description["uri"]
-        with FileLock(Path(self.description["root"]) / "runs" / "mlflow.lock"):  # two first runs would both make the tables
+        with FileLock(
+            Path(self.description["root"]) / "runs" / "mlflow.lock"
+        ):  # two first runs would both make the tables
             self.client = MlflowClient(tracking_uri=uri)
             self.run_id = self._continued() or self._create()
         self.read = 0

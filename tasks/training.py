@@ -109,7 +109,12 @@ def before_fusion(site: Site, client: int, experience: int, model) -> list[dict[
     return rows
 
 
-@task(name="train", task_run_name="train {who} round {moment.round} of experience {moment.experience}", cache_policy=NO_CACHE, log_prints=False)
+@task(
+    name="train",
+    task_run_name="train {who} round {moment.round} of experience {moment.experience}",
+    cache_policy=NO_CACHE,
+    log_prints=False,
+)
 def train_clients(
     workers: Workers, moment: Moment, assignments: Sequence[Assignment], last_round: bool, who: str
 ) -> list[Trained]:

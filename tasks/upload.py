@@ -179,7 +179,12 @@ def _size(store: Store, file: Ref) -> int:
         raise Refused("nothing was stored under the announced name") from None
 
 
-@task(name="upload", task_run_name="admit uploads of round {moment.round} of experience {moment.experience}", cache_policy=NO_CACHE, log_prints=False)
+@task(
+    name="upload",
+    task_run_name="admit uploads of round {moment.round} of experience {moment.experience}",
+    cache_policy=NO_CACHE,
+    log_prints=False,
+)
 def admit_uploads(workers, server: Ref, moment: Moment, claims: Sequence[Claim]) -> list[Verdict]:
     """Prefect task: the admission of a round's uploads, in the order of their clients."""
     return workers.call(admit, server, moment, sorted(claims, key=lambda claim: claim.client))
