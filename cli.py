@@ -73,8 +73,8 @@ def print_stream(built) -> None:
     about = built.describe().reset_index()
     size = " x ".join(map(str, built.shape))
     console.print(
-        f"[bold]{built.name}[/]: {len(built.images)} images ({size}), {built.classes} classes, {built.clients} clients, "
-        f"{built.experiences} experiences, {len(built.public())} public samples"
+        f"[bold]{built.name}[/]: {len(built.images)} images ({size}), {built.classes} classes, "
+        f"{built.clients} clients, {built.experiences} experiences, {len(built.public())} public samples"
     )
     console.print(f"digest {built.digest}", highlight=False)
     table = Table(*[str(column) for column in about.columns])

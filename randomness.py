@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def derive(seed: int, *names: str | int) -> int:
-    """A 63-bit seed for the stream of randomness called `names`, from SHA-256 over the experiment seed and the names."""
+    """A 63-bit seed for the stream of randomness called `names`: SHA-256 over the experiment seed and the names."""
     text = json.dumps([seed, *names]).encode()
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
 

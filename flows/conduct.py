@@ -42,7 +42,6 @@ def play(run: Run, track: bool = True) -> dict[str, float]:
         tracker = Tracker(run.folder.path, run.root, tracking_description(run)) if track else None
         try:
             from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-
             from prefect.task_runners import ThreadPoolTaskRunner
 
             from .experiment import experiment

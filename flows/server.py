@@ -16,6 +16,8 @@ import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
+# What Prefect itself sets for the temporary servers that it starts.
+PRIVATE = {"PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
 START_LIMIT = 60  # seconds; a loaded machine needs about 10
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from .base import register
 from .local import Local
 
@@ -16,4 +18,4 @@ class Joint(Local):
     """
 
     centralised = True
-    evaluates = {"global": "client"}  # held by the centre, the only participant
+    evaluates: ClassVar = {"global": "client"}  # held by the centre, the only participant

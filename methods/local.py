@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 from .base import Method, register
@@ -16,7 +18,7 @@ class Local(Method):
     theta_i <- argmin CE(theta_i; D_i^t)   started from the previous experience's theta_i          [field]
     """
 
-    evaluates = {"personal": "client"}
+    evaluates: ClassVar = {"personal": "client"}
 
     def start_client(self, client: int) -> State:
         return State(prefixed("model", self.setting.initial_model()))

@@ -22,7 +22,7 @@ class Moment(NamedTuple):
 
 @dataclass(frozen=True)
 class State:
-    """Named tensors (on the CPU) and plain JSON values. Names are dotted: `model.head.weight`, `previous.head.weight`."""
+    """Named tensors (on the CPU) and plain JSON values. Names are dotted: `model.head.weight`."""
 
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     values: Mapping[str, Any] = field(default_factory=dict)

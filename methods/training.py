@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -47,7 +48,7 @@ class Batch(NamedTuple):
 
 
 def to_float(images: Tensor) -> Tensor:
-    """uint8 in 0..255 -> float32 in [-1, 1]. Constants, not statistics: those of private data would leave the client."""
+    """uint8 in 0..255 -> float32 in [-1, 1]; by constants, since statistics of private data would leave the client."""
     return images.float().div_(127.5).sub_(1)
 
 
@@ -73,11 +74,11 @@ class LocalData:
         A last batch of one sample joins the one before it: batch normalisation cannot use a single sample.
         """
         order = torch.arange(len(self)) if order is None else order
-        cuts = list(range(0, len(self), size)) + [len(self)]
+        cuts = [*range(0, len(self), size), len(self)]
         if len(cuts) > 2 and cuts[-1] - cuts[-2] == 1:
             del cuts[-2]
         order = order.to(self.labels.device)
-        for start, end in zip(cuts, cuts[1:], strict=False):
+        for start, end in pairwise(cuts):
             rows = order[start:end]
             yield Batch(to_float(self.images[rows]), self.labels[rows])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -19,8 +20,8 @@ class MLP(Classifier):
         super().__init__()
         if width < 1 or depth < 1:
             raise InputError(f"model.width and model.depth must be at least 1 (got {width} and {depth})")
-        sizes = [math.prod(shape)] + [width] * depth
-        layers = [layer for pair in zip(sizes, sizes[1:], strict=False) for layer in (nn.Linear(*pair), nn.ReLU())]
+        sizes = [math.prod(shape), *[width] * depth]
+        layers = [layer for pair in pairwise(sizes) for layer in (nn.Linear(*pair), nn.ReLU())]
         self.body = nn.Sequential(nn.Flatten(), *layers)
         self.width = width
         self.head = nn.Linear(width, classes)

@@ -27,13 +27,12 @@ from .store import Ref, write_json
 
 @dataclass
 class Progress:
-    """Where a run is: `next` is the first round that is not done; `evaluated` the experiences measured so far (-1: none)."""
+    """Where a run is: `next` is the first round that is not done (after the last round: the evaluation)."""
 
     next: Moment
     server: Ref
     clients: dict[int, Ref] = field(default_factory=dict)
     evaluated: bool = False  # the untrained model was measured
-    finished: bool = False
     journal: int = 0  # bytes of the journal that belong to this progress
 
     def to_json(self) -> dict[str, Any]:

@@ -140,7 +140,7 @@ def site(place: Place) -> Site:
 
 
 def prepare_process() -> None:
-    """One thread per operation and deterministic kernels, so that sums depend neither on load nor on the machine's mood."""
+    """One thread per operation and deterministic kernels: a sum's order must not depend on the machine's load."""
     torch.set_num_threads(1)
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
