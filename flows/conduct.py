@@ -95,6 +95,7 @@ def tracking_description(run: Run) -> dict:
             "clients": stream.clients,
             "experiences": stream.experiences,
             "classes": stream.classes,
+            "shape": list(stream.shape),
             "samples": len(stream.labels),
         },
     }

@@ -1,5 +1,7 @@
 """A temporary local Prefect server for runs that have none.
 
+    python -m flows.server COMMAND ...     one server for all runs that COMMAND starts (make repro)
+
 Prefect can start one by itself, but only when the first flow asks for it, which costs 10 to 14 s of waiting; started
 here while torch is being imported and with a lower priority than training, it costs about 3.
 """
@@ -15,6 +17,8 @@ import urllib.error
 import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
+
+from . import settings
 
 # What Prefect itself sets for the temporary servers that it starts.
 PRIVATE = {"PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
@@ -32,12 +36,7 @@ class TemporaryServer:
         address = ["--host", "127.0.0.1", "--port", str(self.port), "--log-level", "critical"]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "uvicorn", *application, *address],
-            env={
-                **os.environ,
-                "PREFECT_UI_ENABLED": "0",
-                "PREFECT__SERVER_EPHEMERAL": "1",
-                "PREFECT__SERVER_FINAL": "1",
-            },
+            env={**os.environ, "PREFECT_UI_ENABLED": "0", **PRIVATE},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -102,3 +101,15 @@ def prefect_server():
     finally:
         del os.environ["PREFECT_API_URL"]
         server.stop()
+
+
+def main() -> int:
+    """Runs a command with a Prefect server that all runs it starts share."""
+    settings.apply()
+    with prefect_server() as wait:
+        wait()
+        return subprocess.run(sys.argv[1:], check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -22,7 +22,8 @@ from errors import InputError
 from methods import Moment
 from parameters import Experiment
 
-from .store import Ref, write_json
+from .files import write_json
+from .store import Ref
 
 
 @dataclass

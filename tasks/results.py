@@ -19,8 +19,9 @@ from methods import State
 from metrics.plots import draw_accuracy, draw_matrix
 from metrics.summary import summarise
 
+from .files import write_json
 from .run import Run
-from .store import encode, write_json
+from .store import encode
 
 MATRIX = {"model": str, "client": int, "trained": int, "tested": int, "accuracy": float, "samples": int}
 ROUNDS = {

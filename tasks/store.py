@@ -158,11 +158,3 @@ class Store:
         """Deletes everything but what was refused."""
         for kind in ("states", "broadcasts", "uploads"):
             self.keep_only(kind, ())
-
-
-def write_json(path: Path, value: Any) -> None:
-    """JSON with sorted keys, written to a temporary name and renamed: never half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    temporary.write_text(json.dumps(value, sort_keys=True, indent=1) + "\n")
-    os.replace(temporary, path)

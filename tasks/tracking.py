@@ -20,7 +20,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from .store import write_json
+from .files import write_json
 
 POLL = 0.3  # seconds between looks into the journal
 PATIENCE = 20.0  # seconds that a finished run waits for a tracking server before its records are kept for later
@@ -175,27 +175,26 @@ class Report:
         self.client.log_batch(self.run_id, metrics=[Metric(key, value, now, 0) for key, value in metrics.items()])
 
     def _log_model(self, results: Path) -> None:
-        """The main model (a personal method: client 0's) as an MLflow model with signature and input example."""
+        """The main model (of a personal method: client 0's) as an MLflow model with signature and input example."""
         import mlflow
         import numpy as np
         from mlflow.models import infer_signature
 
-        from .serving import Predictor
-
-        main = self.description["main_model"]
-        files = sorted((results / "models").glob(f"{main}.safetensors")) or sorted(
-            (results / "models").glob(f"{main}-*.safetensors")
-        )
-        predictor = Predictor(files[0])
-        example = np.zeros((1, *predictor.shape), dtype=np.uint8)
+        main, stream = self.description["main_model"], self.description["stream"]
+        found = [results / "models" / f"{main}{suffix}.safetensors" for suffix in ("", "-0")]
+        file = next((path for path in found if path.exists()), None)
+        if file is None:
+            return  # client 0 never took part
+        images = np.zeros((1, *stream["shape"]), dtype=np.uint8)
+        probabilities = np.zeros((1, stream["classes"]), dtype=np.float32)
         mlflow.set_tracking_uri(self.description["uri"])
         with mlflow.start_run(run_id=self.run_id):
             mlflow.pyfunc.log_model(
                 name="model",
                 loader_module="tasks.serving",
-                data_path=str(files[0]),
-                signature=infer_signature(example, predictor.predict(example)),
-                input_example=example,
+                data_path=str(file),
+                signature=infer_signature(images, probabilities),
+                input_example=images,
                 pip_requirements=str(Path(self.description["root"]) / "requirements.lock"),
             )
 

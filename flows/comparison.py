@@ -1,0 +1,53 @@
+"""The last stage of the reproduction: results of all methods, stream by stream, into `comparison/`.
+
+python -m flows.comparison [STREAM ...]
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from metrics.comparison import collect, table, to_markdown
+from metrics.plots import draw_comparison
+from metrics.summary import over_experiences
+from parameters import project_root
+from tasks.files import write_json
+from tasks.results import read_json
+
+
+def compare(stream: str, root: Path) -> None:
+    """Writes `comparison/STREAM/`: table.md, metrics.json (means over seeds), accuracy.csv and accuracy.png."""
+    frame = collect(root / "results", stream)
+    folder = root / "comparison" / stream
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    summary = table(frame)
+    (folder / "table.md").write_text(to_markdown(summary))
+    means = {
+        method: {name: value for name, value in row.items() if pd.notna(value)}
+        for (_, method), row in summary.to_dict("index").items()
+    }
+    write_json(folder / "metrics.json", means)
+    curves = {
+        method: [course(root, stream, method, seed) for seed in runs.seed] for method, runs in frame.groupby("method")
+    }
+    draw_comparison(curves, folder / "accuracy.png", f"{stream}: average accuracy so far")
+    wide = {method: pd.concat(runs).groupby("experience").average_accuracy.mean() for method, runs in curves.items()}
+    pd.DataFrame(wide).to_csv(folder / "accuracy.csv", float_format="%.6f")
+
+
+def course(root: Path, stream: str, method: str, seed: int) -> pd.DataFrame:
+    """One run's main model over the experiences."""
+    folder = root / "results" / stream / method / f"seed-{seed}"
+    matrix = pd.read_parquet(folder / "accuracy_matrix.parquet")
+    rounds = pd.read_parquet(folder / "rounds.parquet")
+    return over_experiences(matrix, rounds, read_json(folder / "run.json")["main_model"])
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        compare(name, project_root())

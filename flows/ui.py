@@ -1,0 +1,100 @@
+"""`make ui`: the Prefect and MLflow user interfaces on local ports, until Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+from parameters import project_root
+
+from . import settings
+
+
+def free_port(wanted: int) -> int:
+    """`wanted`, or a free port where something else listens there."""
+    for port in (wanted, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+                return probe.getsockname()[1]
+            except OSError:
+                continue
+    raise RuntimeError("no free local port")
+
+
+def answers(url: str, process: subprocess.Popen, limit: float = 90) -> bool:
+    deadline = time.monotonic() + limit
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return True
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+    return False
+
+
+def main() -> int:
+    """Starts both servers on this machine only, prints their addresses, stops both on Ctrl-C."""
+    settings.apply()
+    root = project_root()
+    prefect_port, mlflow_port = free_port(4200), free_port(5000)
+    store = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}"
+    own_api = {"PREFECT_API_URL": f"http://127.0.0.1:{prefect_port}/api"}
+    servers = {
+        "Prefect": (
+            f"http://127.0.0.1:{prefect_port}",
+            [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(prefect_port)],
+        ),
+        "MLflow": (
+            f"http://127.0.0.1:{mlflow_port}",
+            [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store]
+            + ["--artifacts-destination", str(root / "mlartifacts")]
+            + ["--host", "127.0.0.1", "--port", str(mlflow_port), "--workers", "1"],
+        ),
+    }
+    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    running = {
+        name: subprocess.Popen(command, env={**os.environ, **own_api}, cwd=root, start_new_session=True, **quiet)
+        for name, (_, command) in servers.items()
+    }
+    status = 0
+    try:
+        for name, (address, _) in servers.items():
+            if not answers(address, running[name]):
+                print(f"error: the {name} server did not start; is its database in use?", file=sys.stderr)
+                return 1
+            print(f"{name + ' UI':11} {address}", flush=True)
+        print("Ctrl-C stops both", flush=True)
+        while all(process.poll() is None for process in running.values()):
+            time.sleep(0.5)
+        status = 1
+        print("error: a server stopped by itself", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("\nstopping")
+    finally:
+        for process in running.values():
+            stop(process)
+    return status
+
+
+def stop(process: subprocess.Popen) -> None:
+    """Ends a server and the processes it started."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+            process.wait(timeout=10)
+        except ProcessLookupError:
+            return
+        except subprocess.TimeoutExpired:
+            continue
+
+
+if __name__ == "__main__":
+    sys.exit(main())
