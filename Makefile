@@ -24,7 +24,7 @@ data/digits/digits.csv.gz: | .venv/ready
 	$(BIN)/python -m streams.sources
 
 repro: setup
-	@$(BIN)/python -m flows.server dvc repro
+	@dvc status --quiet || $(BIN)/python -m flows.server dvc repro
 	@fcl compare
 	@echo "plots   comparison/digits/accuracy.png, results/STREAM/METHOD/seed-N/*.png, or: .venv/bin/dvc plots show"
 	@echo "tables  comparison/digits/table.md, or: .venv/bin/dvc metrics show"

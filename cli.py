@@ -20,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Federated continual learning: run, verify and compare experiments.",
 )
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 120)
 
 StreamName = Annotated[str, typer.Option("--stream", help="a stream of params.yaml (fcl streams lists them)")]
 

@@ -54,9 +54,8 @@ def main() -> int:
         ),
         "MLflow": (
             f"http://127.0.0.1:{mlflow_port}",
-            [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store]
-            + ["--artifacts-destination", str(root / "mlartifacts")]
-            + ["--host", "127.0.0.1", "--port", str(mlflow_port), "--workers", "1"],
+            [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--workers", "1"]
+            + ["--host", "127.0.0.1", "--port", str(mlflow_port)],  # noqa: RUF005 - one option a line reads better
         ),
     }
     quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}

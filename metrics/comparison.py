@@ -16,16 +16,20 @@ from errors import InputError
 WORDS = ["stream", "method"]
 PERCENT, MEGA = 100, 1e-6
 COLUMNS = {  # heading: (metric, factor from its unit to the shown one)
-    "final accuracy %": ("final_average_accuracy", PERCENT),
-    "own data %": ("personalisation_mean", PERCENT),
-    "incremental accuracy %": ("average_incremental_accuracy", PERCENT),
-    "forgetting %": ("forgetting", PERCENT),
-    "temporal retention %": ("temporal_retention", PERCENT),
-    "spatial retention %": ("spatial_retention", PERCENT),
+    "final": ("final_average_accuracy", PERCENT),
+    "own data": ("personalisation_mean", PERCENT),
+    "incremental": ("average_incremental_accuracy", PERCENT),
+    "forgetting": ("forgetting", PERCENT),
+    "KR time": ("temporal_retention", PERCENT),
+    "KR space": ("spatial_retention", PERCENT),
     "MB up": ("bytes_up", MEGA),
     "MB down": ("bytes_down", MEGA),
 }
 MISSING = "–"
+LEGEND = (
+    "final, own data, incremental: average accuracy of the main model after the last experience, of what each client "
+    "uses on its own test data, and over all experiences; KR: knowledge retention; all in %, mean ± std over seeds"
+)
 
 
 def collect(results: Path, stream: str | None = None) -> pd.DataFrame:
@@ -71,17 +75,18 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def to_markdown(table: pd.DataFrame) -> str:
-    """The main columns as a Markdown table, "mean ± std"."""
+    """The main columns as a Markdown table, "mean ± std", and what they are."""
     header = _header(table)
     rule = ["---" if heading in WORDS else "---:" for heading in header]
-    return "".join(f"| {' | '.join(row)} |\n" for row in [header, rule, *_rows(table)])
+    lines = [f"| {' | '.join(row)} |" for row in [header, rule, *_rows(table)]]
+    return "\n".join([*lines, "", LEGEND, ""])
 
 
 def to_rich(table: pd.DataFrame) -> Table:
     """The main columns for the terminal, "mean ± std"."""
-    shown = Table()
+    shown = Table(caption=LEGEND, caption_justify="left")
     for heading in _header(table):
-        shown.add_column(heading, justify="left" if heading in WORDS else "right")
+        shown.add_column(heading, justify="left" if heading in WORDS else "right", no_wrap=True)
     for row in _rows(table):
         shown.add_row(*row)
     return shown
@@ -106,4 +111,5 @@ def _cell(row: dict[str, float], metric: str, factor: float) -> str:
     mean, std = (row.get(name, float("nan")) for name in (metric, f"{metric}_std"))
     if isnan(mean):
         return MISSING
-    return f"{mean * factor:.1f} ± {'-' if isnan(std) else f'{std * factor:.1f}'}"
+    exact = factor != PERCENT and not std  # bytes that no seed changes need no spread
+    return f"{mean * factor:.1f}" + ("" if isnan(std) or exact else f" ± {std * factor:.1f}")

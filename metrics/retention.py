@@ -15,12 +15,13 @@ def retention(frame: pd.DataFrame, main: str) -> dict[str, float]:
         KR_t = 1/N sum_i Acc(theta_i^T; T_i^1) / Acc(theta_i^1; T_i^1)    the first experience, now and when learnt
         KR_s = 1/N sum_i Acc(theta_g^T; T_i^T) / Acc(theta_i^T; T_i^T)    the last one, after fusion and just before
 
-    Both are >= 0, and 1 when nothing is lost. theta_i is the kind `trained`, theta_g the kind `received`. A method
-    without fusion has neither: its main model stands for both, so that KR_s = 1. No key where no client was measured.
+    Both are >= 0, and 1 when nothing is lost. theta_i is the kind `trained`, theta_g the kind `received`. Where a
+    kind is missing the main model stands for it: a client's personal model is what it has after fusion, and without
+    fusion KR_s = 1. No key where no client was measured.
     [field: Yang et al., Federated Continual Learning via Knowledge Fusion, arXiv 2312.16475]
     """
-    fused = frame["model"].isin(["trained", "received"]).any()
-    trained, received = ("trained", "received") if fused else (main, main)
+    kinds = set(frame["model"])
+    trained, received = (kind if kind in kinds else main for kind in ("trained", "received"))
     last = experiences(frame) - 1
     return {
         **_ratio("temporal_retention", _clients(frame, trained, last, 0), _clients(frame, trained, 0, 0)),

@@ -1,0 +1,244 @@
+"""A small project on digits, and a laboratory that plays whole experiments in it without Prefect, MLflow or processes.
+
+The laboratory calls the functions that the tasks call, in the order in which the flow submits them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import settings
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT))  # plain `pytest` sees tests/ first, whose folders have the names of the packages they test
+
+settings.register_profile("fcl", deadline=None)
+settings.load_profile("fcl")
+
+DIGITS = {
+    "source": "digits",
+    "clients": 3,
+    "experiences": 3,
+    "partition": {"kind": "dirichlet", "alpha": 1.0, "min_share": 0.1},
+    "public": 0.6,
+    "test": 0.3,
+}
+STREAMS = {
+    "digits": DIGITS,
+    "alone": DIGITS | {"clients": 1},
+    "short": DIGITS | {"experiences": 1},
+    "single": DIGITS | {"clients": 1, "experiences": 1},
+    "own": DIGITS | {"order": "own"},
+    "skewed": DIGITS | {"partition": {"kind": "dirichlet", "alpha": 0.02}, "seed": 9},  # some have nothing at times
+}
+
+
+@pytest.fixture(scope="session")
+def root():
+    """The repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def small_project(tmp_path_factory):
+    """A project folder with the repository's params.yaml made small, its streams built. Shared: only read it."""
+    from parameters import stream_parameters
+    from streams.stream import build
+
+    folder = tmp_path_factory.mktemp("small") / "project"
+    folder.mkdir()
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["streams"] = STREAMS
+    params["model"] = {"name": "mlp", "width": 16}
+    params["train"] |= {"rounds": 2, "local_epochs": 1, "batch_size": 16}
+    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    for name in STREAMS:
+        build(name, stream_parameters(params, name), folder)
+    return folder
+
+
+@pytest.fixture
+def project(small_project, tmp_path):
+    """A copy of the small project that a test may change."""
+    return Path(shutil.copytree(small_project, tmp_path / "project"))
+
+
+# Imports of `tasks` are inside: they bring Prefect, whose seconds the tests of streams and metrics should not pay.
+
+
+class Laboratory:
+    """One experiment, played in this process, one client after the other.
+
+    Attributes:
+        site: the experiment's stream, method and store.
+        progress: the next moment and the references to the server's and the clients' states.
+        rows: records of accuracy so far.
+        rounds: (moment, trained clients, verdicts) of each round so far.
+    """
+
+    def __init__(self, experiment, root: Path, store: str) -> None:
+        from methods import Moment
+        from tasks.checkpoint import Progress
+        from tasks.site import Place, Site, prepare_process
+
+        prepare_process()
+        self.experiment = experiment
+        self.place = Place(experiment, root, store)
+        self.site = Site(self.place)
+        self.progress = Progress(Moment(0, 0), self.site.write(self.site.method.start()))
+        self.rows: list[dict] = []
+        self.rounds: list[tuple] = []
+
+    @property
+    def moment(self):
+        return self.progress.next
+
+    @property
+    def over(self) -> bool:
+        return self.moment.experience == self.site.stream.experiences
+
+    @property
+    def last_round(self) -> bool:
+        return self.moment.round == self.experiment.train.rounds - 1
+
+    @property
+    def server(self):
+        """The server's state, read from the store."""
+        return self.site.read(self.progress.server)
+
+    def client(self, number: int):
+        """A client's state, read from the store."""
+        return self.site.read(self.progress.clients[number])
+
+    def train(self) -> list:
+        """The first half of a round: sampling, broadcast, training, upload."""
+        from tasks.round import sample_clients
+        from tasks.training import Assignment, train_one
+        from tasks.upload import write_broadcasts
+
+        clients = sample_clients(self, self.moment)  # asks of a run no more than its site and its experiment
+        broadcasts = write_broadcasts(self.site, self.progress.server, clients, self.moment)
+        kept = self.progress.clients
+        assignments = [Assignment(client, broadcasts[client], kept.get(client)) for client in clients]
+        return [train_one(self.site, self.moment, each, self.last_round) for each in assignments]
+
+    def claims(self, trained) -> list:
+        from tasks.upload import Claim
+
+        return [
+            Claim(each.client, each.upload, each.broadcast.digest if each.broadcast else None)
+            for each in trained
+            if each.upload
+        ]
+
+    def admit(self, claims) -> list:
+        from tasks.upload import admit
+
+        return admit(self.site, self.progress.server, self.moment, claims)
+
+    def fuse(self, verdicts):
+        """The reference to the next server state."""
+        from tasks.fusion import fuse, fuse_all, fusion_jobs, join
+
+        common = (self.progress.server, verdicts, self.moment)
+        jobs = fusion_jobs(self.site, *common) if verdicts else ()
+        if len(jobs) <= 1:
+            return fuse_all(self.site, *common, self.last_round)
+        parts = {job: fuse(self.site, job, *common) for job in jobs}
+        return join(self.site, self.progress.server, parts, self.moment, self.last_round)
+
+    def advance(self, trained, verdicts, server) -> None:
+        from methods import Moment
+
+        experience, number = self.moment
+        refused = {verdict.client for verdict in verdicts if not verdict.admitted}
+        self.rounds.append((self.moment, trained, verdicts))
+        self.rows += [row for each in trained for row in each.accuracies]
+        self.progress.clients |= {
+            each.client: each.state for each in trained if each.state and each.client not in refused
+        }
+        self.progress.server = server
+        if self.last_round:
+            self.evaluate(experience)
+            self.progress.next = Moment(experience + 1, 0)
+        else:
+            self.progress.next = Moment(experience, number + 1)
+
+    def evaluate(self, trained: int) -> None:
+        from tasks.evaluation import evaluate, units
+
+        self.rows += evaluate(self.site, self.progress.server, self.progress.clients, trained, units(self.site))
+
+    def play_round(self) -> None:
+        trained = self.train()
+        verdicts = self.admit(self.claims(trained))
+        self.advance(trained, verdicts, self.fuse([verdict for verdict in verdicts if verdict.admitted]))
+
+    def play(self, until: tuple[int, int] | None = None) -> Laboratory:
+        """Plays to the end, or to the moment (experience, round), which is then the next."""
+        if not self.rounds and not self.rows:
+            self.evaluate(-1)
+        while not self.over and (until is None or self.moment < until):
+            self.play_round()
+        return self
+
+    def reopen(self) -> None:
+        """What a killed run's successor has: a fresh site, the progress as JSON, and the states it refers to."""
+        from tasks.checkpoint import Progress
+        from tasks.site import Site
+
+        store = self.site.store
+        for kind in ("uploads", "broadcasts"):
+            store.keep_only(kind, ())
+        store.keep_only("states", {self.progress.server, *self.progress.clients.values()})
+        self.progress = Progress.from_json(json.loads(json.dumps(self.progress.to_json())))
+        self.site = Site(self.place)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over all server and client states, as `Run.digest`."""
+        from tasks.run import Run
+
+        return Run.digest(self)
+
+    @property
+    def bytes(self) -> tuple[int, int]:
+        """Bytes up and down in all."""
+        trained = [each for _, clients, _ in self.rounds for each in clients]
+        up = sum(each.upload.size for each in trained if each.upload)
+        return up, sum(each.broadcast.size for each in trained if each.broadcast)
+
+
+@pytest.fixture(scope="session")
+def laboratory(small_project, tmp_path_factory):
+    """Opens an experiment: `laboratory("fedavg", "digits", seed=0, sets=["train.rounds=1"])`."""
+    from parameters import experiment
+
+    folder, number = tmp_path_factory.mktemp("stores"), itertools.count()
+
+    def open_one(method: str, stream: str = "digits", seed: int = 0, sets=()) -> Laboratory:
+        spec = experiment(method, stream, seed, list(sets), small_project, device="cpu")
+        return Laboratory(spec, small_project, str(folder / str(next(number))))
+
+    return open_one
+
+
+@pytest.fixture(scope="session")
+def played(laboratory):
+    """A finished experiment, played once for all tests that ask for it: they must not change it."""
+    known: dict[str, Laboratory] = {}
+
+    def get(method: str, stream: str = "digits", seed: int = 0, sets=()) -> Laboratory:
+        key = hashlib.sha256(repr((method, stream, seed, tuple(sets))).encode()).hexdigest()
+        if key not in known:
+            known[key] = laboratory(method, stream, seed, sets).play()
+        return known[key]
+
+    return get
