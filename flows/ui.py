@@ -55,7 +55,7 @@ def main() -> int:
         "MLflow": (
             f"http://127.0.0.1:{mlflow_port}",
             [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--workers", "1"]
-            + ["--host", "127.0.0.1", "--port", str(mlflow_port)],  # noqa: RUF005 - one option a line reads better
+            + ["--host", "127.0.0.1", "--port", str(mlflow_port)],
         ),
     }
     quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
