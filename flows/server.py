@@ -88,6 +88,16 @@ def _has_server() -> bool:
     return bool(get_current_settings().api.url)
 
 
+def deliver() -> None:
+    """Sends what Prefect still holds back here: at interpreter exit, when it would do so, the server is gone."""
+    if "prefect.events.worker" in sys.modules:
+        from prefect.events.worker import EventsWorker
+        from prefect.logging.handlers import APILogWorker
+
+        EventsWorker.drain_all(timeout=10)
+        APILogWorker.drain_all(timeout=10)
+
+
 @contextmanager
 def prefect_server():
     """Uses the Prefect server that is configured, or a temporary one; yields a function that waits until it answers."""
@@ -99,6 +109,7 @@ def prefect_server():
     try:
         yield server.wait
     finally:
+        deliver()
         del os.environ["PREFECT_API_URL"]
         server.stop()
 

@@ -52,11 +52,11 @@ class RunFolder:
     def __init__(self, path: Path, experiment: Experiment) -> None:
         self.path = path
         self.experiment = experiment
-        self._lock = FileLock(path.with_suffix(".lock"))
+        self._lock = FileLock(path.parent / "locks" / f"{path.name}.lock")
         self._journal: Any = None
 
     def __enter__(self) -> RunFolder:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        Path(self._lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
         try:
             self._lock.acquire(timeout=0)
         except Timeout:

@@ -71,12 +71,13 @@ class Tracker:
 class Report:
     """The tracking process's side: one MLflow run, fed from a journal."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, uri: str | None = None) -> None:
         from mlflow.tracking import MlflowClient
 
         self.folder = folder
         self.description = json.loads((folder / "tracking.json").read_text())
-        uri = self.description["uri"]
+        # What was kept for later goes to where MLflow is now, not to where it could not be reached.
+        uri = self.description["uri"] = uri or self.description["uri"]
         with FileLock(
             Path(self.description["root"]) / "runs" / "mlflow.lock"
         ):  # two first runs would both make the tables
@@ -186,6 +187,7 @@ class Report:
         if file is None:
             return  # client 0 never took part
         images = np.zeros((1, *stream["shape"]), dtype=np.uint8)
+        lock = Path(self.description["root"]) / "requirements.lock"
         probabilities = np.zeros((1, stream["classes"]), dtype=np.float32)
         mlflow.set_tracking_uri(self.description["uri"])
         with mlflow.start_run(run_id=self.run_id):
@@ -195,7 +197,7 @@ class Report:
                 data_path=str(file),
                 signature=infer_signature(images, probabilities),
                 input_example=images,
-                pip_requirements=str(Path(self.description["root"]) / "requirements.lock"),
+                pip_requirements=str(lock) if lock.exists() else ["fcl"],
             )
 
 
@@ -221,11 +223,11 @@ def follow(folder: Path) -> int:
         time.sleep(POLL)
 
 
-def deliver_kept(root: Path) -> None:
+def deliver_kept(root: Path, uri: str) -> None:
     """Sends what earlier runs could not."""
     for folder in sorted((root / "runs" / "untracked").glob("*")):
         try:
-            report = Report(folder)
+            report = Report(folder, uri)
             report.catch_up()
             report.finish()
         except Exception as error:  # still down: kept for the next time
@@ -234,8 +236,13 @@ def deliver_kept(root: Path) -> None:
         shutil.rmtree(folder)
 
 
-if __name__ == "__main__":
-    status = follow(Path(sys.argv[1]))
+def main(folder: Path) -> int:
+    status = follow(folder)
     if status == 0:
-        deliver_kept(Path(json.loads((Path(sys.argv[1]) / "tracking.json").read_text())["root"]))
-    sys.exit(status)
+        about = json.loads((folder / "tracking.json").read_text())
+        deliver_kept(Path(about["root"]), about["uri"])
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

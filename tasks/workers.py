@@ -10,7 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import threading
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
@@ -38,6 +38,7 @@ class Workers:
     def __init__(self, place: Place, runner: str, count: int) -> None:
         self.place, self.runner, self.count = place, runner, count
         self._pool: ProcessPoolExecutor | None = None
+        self._opening: list[Future] = []
         self._lock = threading.Lock()
 
     def __enter__(self) -> Workers:
@@ -54,8 +55,12 @@ class Workers:
 
     def _start(self) -> None:
         self._pool = ProcessPoolExecutor(self.count, multiprocessing.get_context("spawn"))
-        for _ in range(self.count):
-            self._pool.submit(_open, self.place)
+        self._opening = [self._pool.submit(_open, self.place) for _ in range(self.count)]
+
+    def wait_until_ready(self) -> None:
+        """Blocks until the worker processes have imported and opened everything."""
+        for future in self._opening:
+            future.result()
 
     def call(self, function: Callable[..., Result], *arguments: Any) -> Result:
         """`function` must be importable by name and its arguments small: references, not tensors.
