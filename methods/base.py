@@ -167,21 +167,24 @@ def get(name: str) -> type[Method]:
 
 @torch.no_grad()
 def weighted_mean(uploads: Sequence[Upload]) -> dict[str, Tensor]:
-    """sum_i n_i theta_i / sum_i n_i, key by key, in the order given, accumulated in float64.
+    """sum_i n_i theta_i / sum_i n_i, key by key over the uploads that hold the key, accumulated in float64.
 
     Floating-point buffers (BatchNorm's running statistics) are averaged like parameters; integer ones (its batch
-    counter) take the largest value, since an average of counters counts nothing.
+    counter) take the largest value, since an average of counters counts nothing. One upload alone comes back to the
+    last bit.
     """
-    total = sum(upload.samples for upload in uploads)
-    mean: dict[str, Tensor] = {}
+    sums: dict[str, Tensor] = {}
+    weights: dict[str, int] = {}
     kinds: dict[str, torch.dtype] = {}
     for upload in uploads:
         for name, tensor in upload.message.tensors.items():
             kinds[name] = tensor.dtype
+            weights[name] = weights.get(name, 0) + upload.samples
             if not tensor.is_floating_point():
-                mean[name] = torch.maximum(mean.get(name, tensor), tensor)
-            elif name in mean:
-                mean[name].add_(tensor, alpha=upload.samples / total)
+                sums[name] = torch.maximum(sums.get(name, tensor), tensor)
+            elif name in sums:
+                sums[name].add_(tensor.double(), alpha=upload.samples)
             else:
-                mean[name] = tensor.double() * (upload.samples / total)
-    return {name: tensor.to(kinds[name]) for name, tensor in mean.items()}
+                sums[name] = tensor.double() * upload.samples
+    means = {name: total / weights[name] if total.is_floating_point() else total for name, total in sums.items()}
+    return {name: mean.to(kinds[name]) for name, mean in means.items()}
