@@ -6,33 +6,33 @@ wrong is said in one line that names the key, what was expected and what came.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 import methods
 import models
 from errors import InputError, nearest
 from methods.training import TrainParameters
 from streams.parameters import StreamParameters
+from validation import Section, checked
 
 
-class RunParameters(BaseModel):
+class RunParameters(Section):
     """The `run` section: how the work is done. Nothing in it changes a result."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     runner: Literal["threads", "processes"] = Field("threads", description="where tasks compute")
     workers: int = Field(2, ge=1, description="tasks that compute at the same time")
     device: str = Field("auto", description="auto (a GPU where there is one), cpu, cuda or cuda:N")
     min_clients: int = Field(1, ge=1, description="admitted uploads that a round needs to go on")
     retries: int = Field(2, ge=0, description="times that a failed client task is tried again")
-    cohort: Literal["auto"] | int = Field(
+    cohort: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
         "auto", description="clients that travel in one task; auto sizes it from their measured time"
     )
     upload_limit: int = Field(1024, ge=1, description="largest upload that is admitted, MiB")
@@ -89,8 +89,13 @@ def read(root: Path, sets: Sequence[str] = ()) -> dict[str, Any]:
         where = f", line {mark.line + 1}" if mark else ""
         raise InputError(f"{path.name}{where}: not valid YAML ({getattr(error, 'problem', error)})") from error
     sections = ("streams", "model", "train", "methods", "run")
+    found = ", ".join(map(str, params)) if isinstance(params, dict) else repr(params)
     if not isinstance(params, dict) or set(params) != set(sections):
-        raise InputError(f"{path.name}: expected the sections {', '.join(sections)} (got {', '.join(params or [])})")
+        raise InputError(f"{path.name}: expected the sections {', '.join(sections)} (got {found})")
+    for name in sections:
+        section(params, name)
+    for name in params["methods"]:
+        methods.get(name)  # a misspelt section would be an experiment with defaults
     for key, value in map(_assignment, sets):
         if key[0] not in sections:
             raise InputError(f"no key '{'.'.join(key)}'; {nearest(key[0], sections)}")
@@ -100,20 +105,29 @@ def read(root: Path, sets: Sequence[str] = ()) -> dict[str, Any]:
             methods.get(key[1])
         if len(key) < 2 or (key[0] in ("streams", "methods") and len(key) < 3):
             raise InputError(f"--set {'.'.join(key)}: expected a single key, not a whole section")
-        _put(params, key, value)
+        # Sets of `model` and `train` come after the stream's own, so here they are only checked.
+        _put(copy.deepcopy(params) if key[0] in ("model", "train") else params, key, value)
     return params
 
 
-def known(params: Mapping[str, Any], section: str, name: str) -> dict[str, Any]:
-    if name not in params[section]:
-        raise InputError(f"no stream '{name}'; {nearest(name, params[section])} (fcl streams lists all)")
-    return params[section][name]
+def section(tree: dict[str, Any], name: str, prefix: str = "") -> dict[str, Any]:
+    """A section below `tree`, which must be one; an empty one stands for its defaults."""
+    if tree.get(name) is None:
+        tree[name] = {}
+    if not isinstance(tree[name], dict):
+        raise InputError(f"{prefix}{name}: expected a section of keys (got {tree[name]!r})")
+    return tree[name]
+
+
+def known(params: Mapping[str, Any], kind: str, name: str) -> dict[str, Any]:
+    if name not in params[kind]:
+        raise InputError(f"no stream '{name}'; {nearest(name, params[kind])} (fcl streams lists all)")
+    return section(params[kind], name, f"{kind}.")
 
 
 def stream_parameters(params: Mapping[str, Any], name: str) -> StreamParameters:
-    section = dict(known(params, "streams", name))
-    section = {key: value for key, value in section.items() if key not in ("model", "train")}
-    return checked(StreamParameters, section, f"streams.{name}")
+    own = {key: value for key, value in known(params, "streams", name).items() if key not in ("model", "train")}
+    return checked(StreamParameters, own, f"streams.{name}")
 
 
 def experiment(
@@ -139,19 +153,19 @@ def experiment(
         if key[0] in chosen:
             chosen[key[0]][key[1]] = value
     model: dict[str, Any] = {}
-    for layer in (params["model"], own.get("model", {}), chosen["model"]):
+    for layer in (params["model"], section(own, "model", f"streams.{stream}."), chosen["model"]):
         if layer.get("name", model.get("name")) != model.get("name"):
             model = {}  # another network's options are not this one's
-        model |= layer
-    train = params["train"] | own.get("train", {}) | chosen["train"]
+        model = model | layer
+    train = params["train"] | section(own, "train", f"streams.{stream}.") | chosen["train"]
     if not isinstance(model.get("name"), str):
         raise InputError(f"model.name: expected the name of a network (got {model.get('name')!r})")
     models.check(model["name"], {key: value for key, value in model.items() if key != "name"})
-    section = (params["methods"] or {}).get(method) or {}
+    about = section(params["methods"], method, "methods.")
     given = {**params["run"], **{key: value for key, value in run.items() if value is not None}}
     result = Experiment(
         method=method,
-        method_parameters=checked(kind.Params, section, f"methods.{method}").model_dump(mode="json"),
+        method_parameters=checked(kind.Params, about, f"methods.{method}").model_dump(mode="json"),
         stream=stream,
         stream_parameters=stream_parameters(params, stream),
         model=model,
@@ -166,61 +180,6 @@ def experiment(
             f"{result.stream_parameters.clients} (got {clients})"
         )
     return result
-
-
-def checked(model: type[BaseModel], values: Any, prefix: str) -> Any:
-    """`values` as a `model`, or an InputError about the first thing that is wrong."""
-    if not isinstance(values, dict):
-        raise InputError(f"{prefix}: expected a section of keys (got {values!r})")
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        raise InputError(_sentence(error.errors()[0], model, prefix)) from None
-
-
-_EXPECTED = {
-    "greater_than": "must be greater than {gt}",
-    "greater_than_equal": "must be at least {ge}",
-    "less_than": "must be less than {lt}",
-    "less_than_equal": "must be at most {le}",
-    "literal_error": "must be {expected}",
-    "finite_number": "must be a finite number",
-}
-_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "a text"}
-
-
-def _sentence(error: Mapping[str, Any], model: type[BaseModel], prefix: str) -> str:
-    """A pydantic error as a sentence: key, what was expected, what came, what the key is."""
-    path = [str(part) for part in error["loc"]]
-    field, fields = None, model.model_fields
-    names: list[str] = []
-    for part in path:
-        if part not in fields and field is not None:
-            break  # a branch of a union: pydantic's own wording, not a key
-        names.append(part)
-        if part in fields:
-            field = fields[part]
-            inner = field.annotation
-            fields = inner.model_fields if isinstance(inner, type) and issubclass(inner, BaseModel) else {}
-    key = ".".join([prefix, *names])
-    if error["type"] == "extra_forbidden":
-        siblings = model.model_fields
-        for part in path[:-1]:
-            siblings = siblings[part].annotation.model_fields
-        hint = nearest(path[-1], siblings) if siblings else f"'{prefix}' has no keys"
-        return f"no key '{key}'; {hint}"
-    if error["type"] == "missing":
-        return f"{key} is missing ({field.description})" if field and field.description else f"{key} is missing"
-    context = error.get("ctx", {})
-    if error["type"] in _EXPECTED:
-        expected = _EXPECTED[error["type"]].format(**context)
-    elif (kind := error["type"].partition("_")[0]) in _KINDS:
-        expected = f"must be {_KINDS[kind]}"
-    else:
-        expected = str(context.get("error", error["msg"]))
-    meaning = f"; {field.description}" if field and field.description else ""
-    came = "" if isinstance(error["input"], dict) else f" (got {error['input']!r})"
-    return f"{key} {expected}{came}{meaning}"
 
 
 def _assignment(text: str) -> tuple[list[str], Any]:

@@ -10,11 +10,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from errors import InputError
-from parameters import Experiment, RunParameters, checked, read
+from parameters import Experiment, RunParameters, read
 from streams.parameters import StreamParameters
 from tasks.results import describe, main_kind, publish, read_json, write_results
 from tasks.run import Run, check_out, finished_results
 from tasks.tracking import Tracker
+from validation import checked
 
 from .server import prefect_server
 

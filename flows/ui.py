@@ -54,8 +54,10 @@ def main() -> int:
         ),
         "MLflow": (
             f"http://127.0.0.1:{mlflow_port}",
-            [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--workers", "1"]
-            + ["--host", "127.0.0.1", "--port", str(mlflow_port)],
+            [
+                *(sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--workers", "1"),
+                *("--host", "127.0.0.1", "--port", str(mlflow_port)),
+            ],
         ),
     }
     quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}

@@ -25,12 +25,12 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from errors import InputError, nearest
 from models import Architecture
 from randomness import generator
+from validation import Section
 
 from .state import Message, Moment, State
 from .training import Client, TrainParameters, Update
@@ -79,12 +79,10 @@ class Method(ABC):
     # True for upper bounds that break the rule that data stay with the clients: one participant holds all data so far.
     centralised: ClassVar[bool] = False
 
-    class Params(BaseModel):
+    class Params(Section):
         """The method's own section `methods.NAME` of params.yaml."""
 
-        model_config = ConfigDict(extra="forbid", frozen=True)
-
-    def __init__(self, params: BaseModel, setting: Setting) -> None:
+    def __init__(self, params: Section, setting: Setting) -> None:
         self.params = params
         self.setting = setting
 

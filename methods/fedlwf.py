@@ -36,9 +36,8 @@ class FedLwF(FedAvg):
     def broadcast(self, server: State, clients: Sequence[int], moment: Moment) -> Mapping[int, Message | None]:
         messages = dict(super().broadcast(server, clients, moment))
         if self.teaches(moment) and moment.round > 0:
-            teacher = Message({**messages[clients[0]].tensors, **prefixed("previous", server.part("previous"))})
-            holders = server.values["holders"]
-            messages |= {client: teacher for client in clients if client not in holders}
+            both = Message(server.tensors)  # the model and the teacher
+            messages |= {client: both for client in clients if client not in server.values["holders"]}
         return messages
 
     def train(self, client: Client) -> Update:

@@ -11,18 +11,17 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from randomness import generator
+from validation import Section
 
 from .state import Message, Moment, State
 
 
-class TrainParameters(BaseModel):
+class TrainParameters(Section):
     """The `train` section of params.yaml."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     rounds: int = Field(3, ge=1, description="communication rounds in each experience")
     local_epochs: int = Field(2, ge=1, description="passes over a client's own data in a round")

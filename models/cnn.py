@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from errors import InputError
 
-from .registry import Classifier, register
+from .registry import Classifier, PositiveInt, register
 
 
 @register("cnn")
@@ -17,11 +17,9 @@ class CNN(Classifier):
     hidden layer, so that the parameter count does not grow with the image.
     """
 
-    def __init__(self, shape: tuple[int, int, int], classes: int, width: int = 32) -> None:
+    def __init__(self, shape: tuple[int, int, int], classes: int, width: PositiveInt = 32) -> None:
         super().__init__()
         channels, height, width_px = shape
-        if width < 1:
-            raise InputError(f"model.width must be at least 1 (got {width})")
         if min(height, width_px) < 4:
             raise InputError(f"model.name: cnn needs images of at least 4 x 4 pixels (got {height} x {width_px})")
         map_size = (min(height // 4, 4), min(width_px // 4, 4))

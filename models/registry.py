@@ -12,11 +12,16 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
+from pydantic import Field, create_model
 from torch import Tensor, nn
 
 from errors import InputError, nearest
+from validation import Section, checked
+
+PositiveInt = Annotated[int, Field(ge=1)]  # the type of a width or a depth
 
 
 class Classifier(nn.Module):
@@ -33,7 +38,7 @@ class Classifier(nn.Module):
         return self.head(self.features(images))
 
 
-_constructors: dict[str, Callable[..., Classifier]] = {}
+_constructors: dict[str, type[Classifier]] = {}
 
 
 def register(name: str) -> Callable[[type[Classifier]], type[Classifier]]:
@@ -52,11 +57,13 @@ def check(name: str, options: Mapping[str, object]) -> None:
     """Refuses an unknown network or option with the nearest valid names (keys `model.name`, `model.OPTION`)."""
     if name not in _constructors:
         raise InputError(f"model.name: no model '{name}'; {nearest(name, _constructors)}")
-    known = set(inspect.signature(_constructors[name]).parameters) - {"shape", "classes"}
+    signature = inspect.signature(_constructors[name], eval_str=True).parameters
+    known = {key: (each.annotation, each.default) for key, each in signature.items() if key not in ("shape", "classes")}
     for option in options:
         if option not in known:
             hint = nearest(option, known) if known else "it has no options"
             raise InputError(f"model.{option}: model '{name}' has no option '{option}'; {hint}")
+    checked(create_model(name, __base__=Section, **known), dict(options), "model")
 
 
 def build(name: str, shape: tuple[int, int, int], classes: int, **options: object) -> Classifier:
@@ -96,6 +103,7 @@ def initialise(model: nn.Module, generator: torch.Generator) -> nn.Module:
         elif isinstance(layer, nn.GroupNorm | nn.LayerNorm | nn.BatchNorm2d):
             if layer.weight is not None:
                 nn.init.ones_(layer.weight)
+            if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
             if isinstance(layer, nn.BatchNorm2d) and layer.track_running_stats:
                 layer.reset_running_stats()
@@ -122,11 +130,21 @@ class Architecture:
 
     def load(self, tensors: Mapping[str, Tensor], device: torch.device | str = "cpu") -> Classifier:
         """A network of its own that holds copies of `tensors`: training it leaves them as they are."""
-        copies = {name: tensor.to(device, copy=True) for name, tensor in tensors.items()}
+        template = self._template.state_dict()
+        if shapes(tensors) != shapes(template):
+            different = dict(shapes(tensors) ^ shapes(template))
+            raise ValueError(
+                f"not the tensors of '{self.name}': {', '.join(sorted(different))} differ in name or shape"
+            )
         # deepcopy takes what its memo holds for an object instead of copying it: the structure is copied, the
         # template's empty tensors are replaced. Three times faster than copying and then load_state_dict.
-        memo: dict[int, object] = {id(p): nn.Parameter(copies.pop(n)) for n, p in self._template.named_parameters()}
-        memo |= {id(b): copies.pop(n) for n, b in self._template.named_buffers()}
-        if copies:
-            raise ValueError(f"'{self.name}' has no parameter called {', '.join(sorted(copies))}")
+        memo: dict[int, object] = {}
+        for name, parameter in self._template.named_parameters():
+            memo[id(parameter)] = nn.Parameter(tensors[name].to(device, copy=True), parameter.requires_grad)
+        for name, buffer in self._template.named_buffers():
+            memo[id(buffer)] = tensors[name].to(device, copy=True)
         return copy.deepcopy(self._template, memo)
+
+
+def shapes(tensors: Mapping[str, Tensor]) -> set[tuple[str, torch.Size]]:
+    return {(name, tensor.shape) for name, tensor in tensors.items()}

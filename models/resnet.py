@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from errors import InputError
 
-from .registry import Classifier, register
+from .registry import Classifier, PositiveInt, register
 
 
 def normalisation(kind: str, channels: int) -> nn.Module:
@@ -49,11 +49,13 @@ class SlimResNet18(Classifier):
     """
 
     def __init__(
-        self, shape: tuple[int, int, int], classes: int, width: int = 20, norm: Literal["group", "batch"] = "group"
+        self,
+        shape: tuple[int, int, int],
+        classes: int,
+        width: PositiveInt = 20,
+        norm: Literal["group", "batch"] = "group",
     ) -> None:
         super().__init__()
-        if width < 1:
-            raise InputError(f"model.width must be at least 1 (got {width})")
         self.stem = nn.Sequential(nn.Conv2d(shape[0], width, 3, padding=1, bias=False), normalisation(norm, width))
         stages, inputs = [], width
         for index in range(4):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from validation import Section
 
 
-class Partition(BaseModel):
+class Partition(Section):
     """How the samples of one class are shared out among the clients."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["iid", "dirichlet"] = Field(
         "iid", description="iid: every client gets the same share of a class; dirichlet: shares are drawn"
@@ -18,7 +18,6 @@ class Partition(BaseModel):
     alpha: float = Field(
         0.5,
         gt=0,
-        allow_inf_nan=False,
         description="concentration of the Dirichlet distribution, above 0; 0.1 is very skewed, 100 is nearly IID",
     )
     min_share: float = Field(
@@ -26,10 +25,8 @@ class Partition(BaseModel):
     )
 
 
-class StreamParameters(BaseModel):
+class StreamParameters(Section):
     """One stream: a source, a scenario (which classes when) and a partition (which samples to whom)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     source: str = Field(
         description="'digits', or 'parquet:PATH' where PATH, relative to the project folder, is one .parquet file "

@@ -54,8 +54,9 @@ def encode(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> bytes:
     own: dict[str, Tensor] = {}
     for name in sorted(tensors):  # safetensors refuses names that share memory (a teacher that still is the model)
         tensor = tensors[name].contiguous()
-        own[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
-        seen.add(tensor.data_ptr())
+        memory = tensor.untyped_storage().data_ptr()
+        own[name] = tensor.clone() if memory in seen else tensor
+        seen.add(memory)
     return safetensors.torch.save(own, {"header": text})
 
 
@@ -68,9 +69,12 @@ def decode(data: bytes) -> Content:
     try:
         length = int.from_bytes(data[:8], "little")
         metadata = json.loads(data[8 : 8 + length])["__metadata__"]
-        return Content(json.loads(metadata["header"]), safetensors.torch.load(data))
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
-        raise DamagedFile(f"not a safetensors file with our header ({type(error).__name__}: {error})") from None
+        header = json.loads(metadata["header"])
+        if not isinstance(header, dict):
+            raise TypeError("the header is no JSON object")
+        return Content(header, safetensors.torch.load(data))
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise DamagedFile(f"not a safetensors file with our header ({type(error).__name__})") from None
 
 
 class Store:
@@ -85,7 +89,6 @@ class Store:
         self.url = url
         self.fs, self.path = fsspec.core.url_to_fs(url)
         self.local = "file" in (self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,))
-        self._made: set[str] = set()
         self._memory: OrderedDict[Ref, Content] = OrderedDict()
         self._remembered = remembered
         self._lock = threading.Lock()
@@ -94,15 +97,16 @@ class Store:
         """Stores bytes under their digest; a reader never sees half a file."""
         ref = Ref(kind, hashlib.sha256(data).hexdigest(), len(data))
         path = f"{self.path}/{ref.name}"
-        if kind not in self._made:
-            self.fs.makedirs(f"{self.path}/{kind}", exist_ok=True)
-            self._made.add(kind)
         if not self.local:
             self.fs.pipe_file(path, data)  # object stores publish an object only when it is complete
-        else:
-            temporary = Path(f"{path}.{uuid.uuid4().hex}.tmp")
+            return ref
+        temporary = Path(f"{path}.{uuid.uuid4().hex}.tmp")
+        try:
             temporary.write_bytes(data)
-            os.replace(temporary, path)
+        except FileNotFoundError:  # the first file of its kind
+            temporary.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_bytes(data)
+        os.replace(temporary, path)
         return ref
 
     def put(self, kind: str, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Ref:
@@ -137,6 +141,7 @@ class Store:
         return content
 
     def move(self, ref: Ref, kind: str) -> None:
+        """Puts a file under another kind."""
         self.fs.makedirs(f"{self.path}/{kind}", exist_ok=True)
         self.fs.mv(f"{self.path}/{ref.name}", f"{self.path}/{ref._replace(kind=kind).name}")
 

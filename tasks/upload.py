@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,7 +94,7 @@ def write_upload(site: Site, client: int, moment: Moment, message: Message, samp
 
 
 def admit(site: Site, server: Ref, moment: Moment, claims: Sequence[Claim]) -> list[Verdict]:
-    """The server's side: checks each upload; refused files move to `refused/` with the reason beside them."""
+    """The server's side: checks each upload; refused files are kept in `refused/`, the reason beside them."""
     state = site.read(server)
     verdicts = []
     for claim in claims:
@@ -102,10 +103,19 @@ def admit(site: Site, server: Ref, moment: Moment, claims: Sequence[Claim]) -> l
             samples = check(site, claim, moment, expected)
             verdicts.append(Verdict(claim.client, claim.file, samples, admitted=True))
         except (Refused, DamagedFile) as error:
-            reason = str(error)
-            verdicts.append(Verdict(claim.client, claim.file, 0, admitted=False, reason=reason))
-            set_aside(site.store, claim, moment, reason)
+            verdicts.append(Verdict(claim.client, claim.file, 0, admitted=False, reason=str(error)))
+    honest = {verdict.file for verdict in verdicts if verdict.admitted}  # a liar may claim another client's file
+    for claim, verdict in zip(claims, verdicts, strict=True):
+        if not verdict.admitted:
+            set_aside(site.store, claim, moment, verdict.reason, move=claim.file not in honest)
     return verdicts
+
+
+def short(value: object) -> str:
+    """What a client wrote, fit for a line in a log: printable, at most 80 characters."""
+    text = ", ".join(map(str, value[:5])) if isinstance(value, list) else str(value)
+    text = "".join(character if character.isprintable() else "?" for character in text[:200])
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 class Refused(Exception):
@@ -134,11 +144,12 @@ def check(site: Site, claim: Claim, moment: Moment, expected: Mapping[str, Tenso
         "parent": claim.parent,
     }
     for key, value in promised.items():
-        if content.header.get(key) != value:
-            raise Refused(f"wrong {key}: expected {value}, the header says {content.header.get(key)}")
+        found = content.header.get(key)
+        if found != value or type(found) is not type(value):
+            raise Refused(f"wrong {key}: expected {value}, the header says {short(found)}")
     samples = content.header.get("samples")
     if type(samples) is not int or samples < 1:
-        raise Refused(f"wrong samples: expected a positive whole number, the header says {samples}")
+        raise Refused(f"wrong samples: expected a positive whole number, the header says {short(samples)}")
     if not isinstance(content.header.get("values"), dict):
         raise Refused("wrong values: the header has no section of plain values")
     check_tensors(content, expected)
@@ -148,9 +159,9 @@ def check(site: Site, claim: Claim, moment: Moment, expected: Mapping[str, Tenso
 def check_tensors(content: Content, expected: Mapping[str, Tensor]) -> None:
     missing, extra = sorted(expected.keys() - content.tensors), sorted(content.tensors.keys() - expected)
     if missing:
-        raise Refused(f"missing key: {', '.join(missing)}")
+        raise Refused(f"missing key: {short(missing)}")
     if extra:
-        raise Refused(f"extra key: {', '.join(extra)}")
+        raise Refused(f"extra key: {short(extra)}")
     for name, template in expected.items():
         tensor = content.tensors[name]
         if tensor.shape != template.shape:
@@ -161,12 +172,12 @@ def check_tensors(content: Content, expected: Mapping[str, Tensor]) -> None:
             raise Refused(f"not finite: {name} holds NaN or infinity")
 
 
-def set_aside(store: Store, claim: Claim, moment: Moment, reason: str) -> None:
+def set_aside(store: Store, claim: Claim, moment: Moment, reason: str, move: bool) -> None:
     """Keeps a refused file, if it is there at all, and the reason beside it."""
-    try:
-        store.move(claim.file, "refused")
-    except FileNotFoundError:
-        store.fs.makedirs(f"{store.path}/refused", exist_ok=True)
+    store.fs.makedirs(f"{store.path}/refused", exist_ok=True)
+    if move:
+        with suppress(FileNotFoundError):
+            store.move(claim.file, "refused")
     note = {"client": claim.client, "experience": moment.experience, "round": moment.round, "reason": reason}
     name = f"{claim.file.digest}.client-{claim.client}.{moment.experience}-{moment.round}.json"
     store.fs.pipe_file(f"{store.path}/refused/{name}", json.dumps(note, sort_keys=True).encode())

@@ -218,7 +218,7 @@ def test_a_width_that_is_no_positive_whole_number_is_refused_by_its_key(name, va
 
 
 def test_an_unknown_normalisation_is_refused():
-    with pytest.raises(InputError, match=r"model\.norm: expected 'group' or 'batch' \(got 'layer'\)"):
+    with pytest.raises(InputError, match=r"model\.norm must be 'group' or 'batch' \(got 'layer'\)"):
         models.build("slim_resnet18", (1, 8, 8), 10, norm="layer")
 
 
