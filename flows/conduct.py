@@ -58,9 +58,9 @@ def play(run: Run, track: bool = True) -> dict[str, float]:
             if tracker:
                 tags = {"digest": description["digest"], "prefect_flow_run": description["prefect_flow_run"]}
                 description["mlflow_run"] = tracker.finish(folder, metrics, tags)
-        except BaseException:
+        except BaseException as error:
             if tracker:
-                tracker.stop()
+                tracker.stop("FAILED" if isinstance(error, Exception) else "KILLED")
             raise
     publish(run, folder, description)
     if tracker and description["mlflow_run"] is None:

@@ -43,10 +43,15 @@ def answers(url: str, process: subprocess.Popen, limit: float = 90) -> bool:
 def main() -> int:
     """Starts both servers on this machine only, prints their addresses, stops both on Ctrl-C."""
     settings.apply()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)  # ended otherwise, it stops both servers as well
     root = project_root()
     prefect_port, mlflow_port = free_port(4200), free_port(5000)
     store = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}"
-    own_api = {"PREFECT_API_URL": f"http://127.0.0.1:{prefect_port}/api"}
+    own = {
+        "PREFECT_API_URL": f"http://127.0.0.1:{prefect_port}/api",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # eight more processes, for jobs that nobody here submits
+    }
     servers = {
         "Prefect": (
             f"http://127.0.0.1:{prefect_port}",
@@ -62,16 +67,17 @@ def main() -> int:
     }
     quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     running = {
-        name: subprocess.Popen(command, env={**os.environ, **own_api}, cwd=root, start_new_session=True, **quiet)
+        name: subprocess.Popen(command, env={**os.environ, **own}, cwd=root, start_new_session=True, **quiet)
         for name, (_, command) in servers.items()
     }
+    start_page = {"Prefect": "/runs", "MLflow": "/#/experiments"}
     status = 0
     try:
         for name, (address, _) in servers.items():
             if not answers(address, running[name]):
                 print(f"error: the {name} server did not start; is its database in use?", file=sys.stderr)
                 return 1
-            print(f"{name + ' UI':11} {address}", flush=True)
+            print(f"{name + ' UI':11} {address}{start_page[name]}", flush=True)
         print("Ctrl-C stops both", flush=True)
         while all(process.poll() is None for process in running.values()):
             time.sleep(0.5)
@@ -80,6 +86,8 @@ def main() -> int:
     except KeyboardInterrupt:
         print("\nstopping")
     finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # an impatient second Ctrl-C must not leave a server behind
         for process in running.values():
             stop(process)
     return status

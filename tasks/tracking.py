@@ -62,10 +62,14 @@ class Tracker:
             if (self.folder / name).exists():
                 shutil.copy2(self.folder / name, place / name)
 
-    def stop(self) -> None:
-        """The run did not finish: the process reports what is there and ends."""
-        self.process.terminate()
-        self.process.wait()
+    def stop(self, status: str) -> None:
+        """The run did not finish: MLflow shows it as `status` (FAILED or KILLED) until it is resumed."""
+        write_json(self.folder / "finish.json", {"status": status})
+        try:
+            self.process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
 
 
 class Report:
@@ -159,6 +163,9 @@ class Report:
     def finish(self) -> None:
         """Final metrics, artifacts and the model; closes the MLflow run."""
         finish = json.loads((self.folder / "finish.json").read_text())
+        if "status" in finish:  # it failed, or was interrupted
+            self.client.set_terminated(self.run_id, finish["status"])
+            return
         self._final_metrics(finish["metrics"])
         for key, value in finish["tags"].items():
             self.client.set_tag(self.run_id, key, value)
@@ -218,8 +225,9 @@ def follow(folder: Path) -> int:
             print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
             if time.monotonic() > deadline:
                 return UNDELIVERED
-        if os.getppid() != parent:  # the run was killed: a resumed run starts a tracker of its own
-            return UNDELIVERED
+        if os.getppid() != parent and not finished:  # the run was killed; when it is resumed it has another tracker
+            write_json(folder / "finish.json", {"status": "KILLED"})
+            deadline = time.monotonic()
         time.sleep(POLL)
 
 
