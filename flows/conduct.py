@@ -90,7 +90,7 @@ def tracking_description(run: Run) -> dict:
             "lock_digest": file_digest(run.root / "requirements.lock") or "",
         },
         "stream": {
-            "name": stream.name,
+            "name": spec.stream,
             "digest": stream.digest,
             "source": spec.stream_parameters.source,
             "clients": stream.clients,

@@ -72,23 +72,28 @@ class RunFolder:
     def checkpoint(self) -> Path:
         return self.path / "checkpoint.json"
 
-    def open(self, resume: bool) -> Progress | None:
+    def check(self, resume: bool) -> Progress | None:
         """The progress of an interrupted run of this experiment, or None: start from the beginning.
 
         Raises:
             InputError: `resume`, but the interrupted run has other parameters.
         """
-        progress = None
-        if resume and self.checkpoint.exists():
-            saved = json.loads(self.checkpoint.read_text())
-            if saved["digest"] == self.experiment.digest:
-                progress = Progress.from_json(saved["progress"])
-            elif self.experiment.run.resume_mismatch == "refuse":
-                changed = ", ".join(differences(saved["experiment"], self.experiment.identity()))
-                raise InputError(
-                    f"--resume: the interrupted run in {self.path} has other parameters ({changed}); repeat them to "
-                    "resume it, or run without --resume to start over"
-                )
+        if not resume or not self.checkpoint.exists():
+            return None
+        saved = json.loads(self.checkpoint.read_text())
+        if saved["digest"] == self.experiment.digest:
+            return Progress.from_json(saved["progress"])
+        if self.experiment.run.resume_mismatch == "restart":
+            return None
+        changed = ", ".join(differences(saved["experiment"], self.experiment.identity()))
+        raise InputError(
+            f"--resume: the interrupted run in {self.path} has other parameters ({changed}); repeat them to resume it, "
+            "or run without --resume to start over"
+        )
+
+    def open(self, resume: bool) -> Progress | None:
+        """Opens the journal where the progress that `check` found stands, or an empty folder."""
+        progress = self.check(resume)
         if progress is None:
             shutil.rmtree(self.path, ignore_errors=True)
             self.path.mkdir(parents=True)

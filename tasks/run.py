@@ -12,7 +12,7 @@ from pathlib import Path
 
 from errors import InputError
 from methods import Moment
-from parameters import Experiment
+from parameters import Experiment, read, stream_parameters
 from streams.stream import build
 
 from .checkpoint import Progress, RunFolder, differences
@@ -50,23 +50,23 @@ class Run:
         self._open = ExitStack()
 
     def __enter__(self) -> Run:
-        check_out(self.out, self.experiment)
         experiment, root = self.experiment, self.root
-        build(experiment.stream, experiment.stream_parameters, root)
-        name = f"{experiment.stream}-{experiment.method}-{experiment.seed}"
-        # The output folder tells two runs of one experiment apart.
-        key = f"{name}-{hashlib.sha256(str(self.out.resolve()).encode()).hexdigest()[:8]}"
+        check_out(self.out, experiment)
+        folder = run_folder(experiment, root, self.out)
+        folder.check(self.resume)
+        stream = built_name(experiment, root)
+        build(stream, experiment.stream_parameters, root)
         store = experiment.run.store
-        where = f"{store}/{key}/store" if "://" in store else str(root / store / key / "store")
-        place = Place(experiment, root, where)
+        where = f"{store}/{folder.path.name}/store" if "://" in store else str(folder.path / "store")
+        place = Place(experiment, root, where, stream)
+        self.site: Site = site(place)
+        method = self.site.method  # all that can be wrong with the parameters is known before anything is written
         with ExitStack() as opening:
-            folder = root / ("runs" if "://" in store else store) / key
-            self.folder = opening.enter_context(RunFolder(folder, experiment))
+            self.folder = opening.enter_context(folder)
             progress = self.folder.open(self.resume)
-            self.site: Site = site(place)
             if progress is None:
                 self.site.store.clear()
-                progress = Progress(Moment(0, 0), self.site.write(self.site.method.start()))
+                progress = Progress(Moment(0, 0), self.site.write(method.start()))
             self.progress = progress
             self.workers = opening.enter_context(Workers(place, experiment.run.runner, experiment.run.workers))
             self._open = opening.pop_all()
@@ -127,6 +127,26 @@ class Run:
         states = {"server": self.progress.server.digest}
         states |= {f"client {client}": ref.digest for client, ref in self.progress.clients.items()}
         return hashlib.sha256(json.dumps(states, sort_keys=True).encode()).hexdigest()
+
+
+def run_folder(experiment: Experiment, root: Path, out: Path) -> RunFolder:
+    """Where a run lives while it lasts; the output folder tells two runs of one experiment apart."""
+    name = f"{experiment.stream}-{experiment.method}-{experiment.seed}"
+    key = f"{name}-{hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:8]}"
+    store = experiment.run.store
+    return RunFolder(root / ("runs" if "://" in store else store) / key, experiment)
+
+
+def built_name(experiment: Experiment, root: Path) -> str:
+    """The stream's own name if it is as in params.yaml, else one of its own.
+
+    A run with `--set streams.NAME...` must not change the stream that others use and that DVC versions.
+    """
+    params, name = read(root), experiment.stream
+    if name in params["streams"] and stream_parameters(params, name) == experiment.stream_parameters:
+        return name
+    digest = hashlib.sha256(experiment.stream_parameters.model_dump_json().encode()).hexdigest()
+    return f"{name}-{digest[:8]}"
 
 
 def finished_results(out: Path) -> dict | None:

@@ -32,6 +32,7 @@ class Place:
     experiment: Experiment
     root: Path  # the project's folder
     store: str  # URL of the experiment's own part of the store
+    stream: str = ""  # the built stream's folder, where that is not the stream's own name
 
     def __hash__(self) -> int:
         return hash((self.experiment.digest, self.root, self.store))
@@ -48,7 +49,7 @@ class Site:
 
     @cached_property
     def stream(self) -> Stream:
-        return open_stream(self.experiment.stream, self.place.root)
+        return open_stream(self.place.stream or self.experiment.stream, self.place.root)
 
     @cached_property
     def method(self) -> Method:

@@ -22,6 +22,8 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
+from errors import InputError
+
 
 class Ref(NamedTuple):
     """A stored file: kind (the folder it lies in), SHA-256 of its bytes, and their number."""
@@ -87,7 +89,10 @@ class Store:
 
     def __init__(self, url: str, remembered: int = 4) -> None:
         self.url = url
-        self.fs, self.path = fsspec.core.url_to_fs(url)
+        try:
+            self.fs, self.path = fsspec.core.url_to_fs(url)
+        except (ImportError, ValueError) as error:
+            raise InputError(f"run.store: '{url}' cannot be used ({error})") from None
         self.local = "file" in (self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,))
         self._memory: OrderedDict[Ref, Content] = OrderedDict()
         self._remembered = remembered
