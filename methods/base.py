@@ -104,8 +104,8 @@ class Method(ABC):
         """Names, shapes and types of the tensors that `client` must upload. Default: nothing crosses."""
         return {}
 
-    def fusion_jobs(self, server: State, uploads: Sequence[Upload], moment: Moment) -> tuple[str, ...]:
-        """The independent jobs of this round's fusion, each scheduled, retried and named on its own. Default: one."""
+    def fusion_jobs(self, clients: Sequence[int], moment: Moment) -> tuple[str, ...]:
+        """The independent jobs of fusing the uploads of `clients`, each scheduled and named on its own. Default: one."""
         return ("all",)
 
     def fuse(self, job: str, server: State, uploads: Sequence[Upload], moment: Moment) -> State:

@@ -21,10 +21,6 @@ def uploads_of(site: Site, verdicts: Sequence[Verdict]) -> list[AdmittedUpload]:
     return [AdmittedUpload(verdict.client, verdict.samples, site.store, verdict.file) for verdict in admitted]
 
 
-def fusion_jobs(site: Site, server: Ref, verdicts: Sequence[Verdict], moment: Moment) -> tuple[str, ...]:
-    return site.method.fusion_jobs(site.read(server), uploads_of(site, verdicts), moment)
-
-
 def fuse(site: Site, job: str, server: Ref, verdicts: Sequence[Verdict], moment: Moment) -> Ref:
     """One job: a part of the next server state."""
     return site.write(site.method.fuse(job, site.read(server), uploads_of(site, verdicts), moment))
@@ -41,7 +37,7 @@ def fuse_all(site: Site, server: Ref, verdicts: Sequence[Verdict], moment: Momen
     method, state = site.method, site.read(server)
     uploads = uploads_of(site, verdicts)
     if uploads:
-        (job,) = method.fusion_jobs(state, uploads, moment)
+        (job,) = method.fusion_jobs([upload.client for upload in uploads], moment)
         state = method.join(state, {job: method.fuse(job, state, uploads, moment)}, moment)
     return site.write(method.end_experience(state, moment.experience) if last_round else state)
 

@@ -11,7 +11,7 @@ from methods import Moment
 from randomness import generator
 
 from .evaluation import evaluate_models, units
-from .fusion import fuse, fuse_all, fuse_uploads, fusion_jobs, join
+from .fusion import fuse, fuse_all, fuse_uploads, join
 from .run import Run
 from .store import Ref
 from .training import Assignment, Trained, train_clients
@@ -130,7 +130,7 @@ def fuse_round(run: Run, moment: Moment, verdicts: Sequence[Verdict], last: bool
     server, files = run.progress.server, [verdict for verdict in verdicts if verdict.admitted and verdict.file]
     if not files and not last:
         return server
-    jobs = run.workers.call(fusion_jobs, server, files, moment) if files else ()
+    jobs = run.site.method.fusion_jobs([verdict.client for verdict in files], moment) if files else ()
     if len(jobs) <= 1:
         return fuse_uploads.submit(run.workers, fuse_all, "uploads of", moment, server, files, moment, last).result()
     futures = {

@@ -161,7 +161,7 @@ def finished_results(out: Path) -> dict | None:
         return json.loads((out / "run.json").read_text())
     except (OSError, ValueError):
         raise InputError(
-            f"--out {out} is not empty and holds no results of fcl; choose another folder or empty it"
+            f"{out} is not empty and holds no results of fcl; expected an empty folder or one with a run.json"
         ) from None
 
 

@@ -145,10 +145,10 @@ class Laboratory:
 
     def fuse(self, verdicts):
         """The reference to the next server state."""
-        from tasks.fusion import fuse, fuse_all, fusion_jobs, join
+        from tasks.fusion import fuse, fuse_all, join
 
         common = (self.progress.server, verdicts, self.moment)
-        jobs = fusion_jobs(self.site, *common) if verdicts else ()
+        jobs = self.site.method.fusion_jobs([each.client for each in verdicts], self.moment) if verdicts else ()
         if len(jobs) <= 1:
             return fuse_all(self.site, *common, self.last_round)
         parts = {job: fuse(self.site, job, *common) for job in jobs}
