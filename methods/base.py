@@ -105,7 +105,7 @@ class Method(ABC):
         return {}
 
     def fusion_jobs(self, clients: Sequence[int], moment: Moment) -> tuple[str, ...]:
-        """The independent jobs of fusing the uploads of `clients`, each scheduled and named on its own. Default: one."""
+        """The independent jobs of fusing these clients' uploads, each a task with its own name. Default: one."""
         return ("all",)
 
     def fuse(self, job: str, server: State, uploads: Sequence[Upload], moment: Moment) -> State:
