@@ -78,6 +78,7 @@ def tracking_description(run: Run) -> dict:
     return {
         "run_name": f"{spec.method}/seed-{spec.seed}",
         "rounds": spec.train.rounds,
+        "journal": run.progress.journal,  # bytes of the journal that a resumed run goes on from
         "main_model": main_kind(run),
         "parameters": flat(spec.identity()) | flat({"run": spec.run.model_dump(mode="json")}),
         "tags": {

@@ -86,17 +86,16 @@ class Report:
             Path(self.description["root"]) / "runs" / "mlflow.lock"
         ):  # two first runs would both make the tables
             self.client = MlflowClient(tracking_uri=uri)
-            self.run_id = self._continued() or self._create()
-        self.read = 0
+            self.run_id, self.read = self._continued() or (self._create(), 0)
 
-    def _continued(self) -> str | None:
-        """The MLflow run of the interrupted run that is being resumed."""
+    def _continued(self) -> tuple[str, int] | None:
+        """The MLflow run of an interrupted run that is being resumed, and how much of the journal it has."""
         path = self.folder / "mlflow.json"
         if not path.exists():
             return None
-        run_id = json.loads(path.read_text())["run_id"]
-        self.client.update_run(run_id, status="RUNNING")
-        return run_id
+        known = json.loads(path.read_text())
+        self.client.update_run(known["run_id"], status="RUNNING")
+        return known["run_id"], min(known["delivered"], self.description["journal"])
 
     def _create(self) -> str:
         from mlflow.entities import Dataset, DatasetInput, InputTag, Param
@@ -113,7 +112,7 @@ class Report:
             name, stream["digest"][:32], "fcl", json.dumps({"source": stream["source"]}), profile=json.dumps(stream)
         )
         self.client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "train and test")])])
-        write_json(self.folder / "mlflow.json", {"run_id": run_id, "experiment_id": where})
+        write_json(self.folder / "mlflow.json", {"run_id": run_id, "delivered": 0})
         return run_id
 
     def catch_up(self) -> None:
@@ -129,7 +128,9 @@ class Report:
         for start in range(0, len(points), 1000):  # MLflow's limit for a batch
             batch = [Metric(key, value, now, step) for key, value, step in points[start : start + 1000]]
             self.client.log_batch(self.run_id, metrics=batch)
-        self.read += len(data)
+        if data:
+            self.read += len(data)
+            write_json(self.folder / "mlflow.json", {"run_id": self.run_id, "delivered": self.read})
 
     def _points(self, rows: list[dict[str, Any]]):
         """(name, value, step): per round over all rounds of the run, per experience for accuracies."""
