@@ -26,8 +26,8 @@ data/digits/digits.csv.gz: | .venv/ready
 repro: setup
 	@dvc status --quiet || $(BIN)/python -m flows.server dvc repro
 	@fcl compare
-	@echo "plots   comparison/digits/accuracy.png, results/STREAM/METHOD/seed-N/*.png, or: .venv/bin/dvc plots show"
-	@echo "tables  comparison/digits/table.md, or: .venv/bin/dvc metrics show"
+	@echo "plots   comparison/digits/accuracy.png, results/digits/METHOD/seed-N/*.png"
+	@echo "tables  comparison/digits/table.md; all metrics: .venv/bin/dvc metrics show, their changes: dvc metrics diff"
 	@echo "make ui starts Prefect's UI (http://127.0.0.1:4200) and MLflow's (http://127.0.0.1:5000) with these runs"
 
 test: setup

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +24,18 @@ app = typer.Typer(
 )
 console = Console(width=None if sys.stdout.isatty() else 120)
 
+
+def natural(text: str | int) -> int:
+    """A whole number of at least 0."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = -1
+    if number < 0:
+        raise typer.BadParameter(f"expected a whole number, 0 or more (got '{text}')")
+    return number
+
+
 StreamName = Annotated[str, typer.Option("--stream", help="a stream of params.yaml (fcl streams lists them)")]
 
 
@@ -29,13 +43,17 @@ StreamName = Annotated[str, typer.Option("--stream", help="a stream of params.ya
 def run(
     method: Annotated[str, typer.Argument(help="a method (fcl methods lists them)")],
     stream: StreamName,
-    seed: Annotated[int, typer.Option(min=0, help="the experiment seed; all randomness derives from it")] = 0,
+    seed: Annotated[
+        int, typer.Option(parser=natural, metavar="N", help="the experiment seed; all randomness derives from it")
+    ] = 0,
     sets: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="a key of params.yaml: train.rounds=1")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="default: results/STREAM/METHOD/seed-N")] = None,
     runner: Annotated[str | None, typer.Option(metavar="threads|processes", help="where tasks compute")] = None,
-    workers: Annotated[int | None, typer.Option(help="tasks that compute at the same time")] = None,
+    workers: Annotated[
+        int | None, typer.Option(parser=natural, metavar="N", help="tasks that compute at the same time")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on where an interrupted run stopped")] = False,
 ) -> None:
     """Run one experiment: METHOD on a stream."""
@@ -44,7 +62,8 @@ def run(
 
     root = project_root()
     spec = experiment(method, stream, seed, sets or [], root, runner=runner, workers=workers)
-    conduct(spec, root, out or root / "results" / stream / method / f"seed-{seed}", resume, console)
+    place = out.resolve() if out else root / "results" / stream / method / f"seed-{seed}"
+    conduct(spec, root, place, resume, console)
 
 
 @app.command()
@@ -130,8 +149,11 @@ def streams() -> None:
 
 def main() -> None:
     """Entry point. Exit status: 0 done, 1 failed while running, 2 the user's input is wrong."""
+    with suppress(ValueError):  # not in the main thread: a test
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's end is as orderly as Ctrl-C
     try:
-        app(standalone_mode=False)
+        if app(standalone_mode=False) == 130:  # Typer's word for Ctrl-C
+            raise KeyboardInterrupt
     except InputError as error:
         fail(2, str(error))
     except typer.Abort:
@@ -140,6 +162,8 @@ def main() -> None:
         fail(1, "interrupted; repeat the command with --resume to go on from the last finished round")
     except Exception as error:
         if hasattr(error, "format_message"):  # click's usage errors: an unknown option, a missing argument
+            if not error.format_message():  # `fcl` alone has printed its help
+                sys.exit(2)
             fail(2, error.format_message())
         fail(1, f"{type(error).__name__}: {error}")
 

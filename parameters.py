@@ -37,6 +37,9 @@ class RunParameters(Section):
     )
     upload_limit: int = Field(1024, ge=1, description="largest upload that is admitted, MiB")
     store: str = Field("runs", description="where uploads and checkpoints lie: a folder or an fsspec URL")
+    tracking_patience: float = Field(
+        20.0, ge=0, description="seconds that a finished run waits for MLflow before its records are kept for later"
+    )
     resume_mismatch: Literal["refuse", "restart"] = Field(
         "refuse", description="what --resume does with an interrupted run of other parameters"
     )
@@ -96,6 +99,7 @@ def read(root: Path, sets: Sequence[str] = ()) -> dict[str, Any]:
         section(params, name)
     for name in params["methods"]:
         methods.get(name)  # a misspelt section would be an experiment with defaults
+    touched: set[tuple[str, str]] = set()
     for key, value in map(_assignment, sets):
         if key[0] not in sections:
             raise InputError(f"no key '{'.'.join(key)}'; {nearest(key[0], sections)}")
@@ -105,8 +109,17 @@ def read(root: Path, sets: Sequence[str] = ()) -> dict[str, Any]:
             methods.get(key[1])
         if len(key) < 2 or (key[0] in ("streams", "methods") and len(key) < 3):
             raise InputError(f"--set {'.'.join(key)}: expected a single key, not a whole section")
+        if key[0] in ("streams", "methods"):
+            touched.add((key[0], key[1]))
+        if key[0] in ("model", "train") and len(key) > 2:
+            raise InputError(f"no key '{'.'.join(key)}': '{key[1]}' has no keys below it")
         # Sets of `model` and `train` come after the stream's own, so here they are only checked.
         _put(copy.deepcopy(params) if key[0] in ("model", "train") else params, key, value)
+    for kind, name in sorted(touched):  # also of streams and methods that are not run: nobody sets a key in vain
+        if kind == "streams":
+            stream_parameters(params, name)
+        else:
+            checked(methods.get(name).Params, section(params["methods"], name, "methods."), f"methods.{name}")
     return params
 
 
@@ -160,7 +173,8 @@ def experiment(
     train = params["train"] | section(own, "train", f"streams.{stream}.") | chosen["train"]
     if not isinstance(model.get("name"), str):
         raise InputError(f"model.name: expected the name of a network (got {model.get('name')!r})")
-    models.check(model["name"], {key: value for key, value in model.items() if key != "name"})
+    name = model.pop("name")
+    model = {"name": name, **models.check(name, model)}
     about = section(params["methods"], method, "methods.")
     given = {**params["run"], **{key: value for key, value in run.items() if value is not None}}
     result = Experiment(

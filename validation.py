@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
@@ -35,7 +35,9 @@ def checked(model: type[Checked], values: Any, prefix: str) -> Checked:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise InputError(sentence(error.errors()[0], model, prefix)) from None
+        first, *others = error.errors()
+        branches = [other for other in others if other["loc"][:-1] == first["loc"][:-1] and len(first["loc"]) > 1]
+        raise InputError(sentence(first, model, prefix, branches)) from None
 
 
 _BOUNDS = {
@@ -48,8 +50,17 @@ _BOUNDS = {
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "a text"}
 
 
-def sentence(error: Mapping[str, Any], model: type[BaseModel], prefix: str) -> str:
-    """A pydantic error as a sentence: the key, what was expected, what came, what the key is."""
+def sentence(
+    error: Mapping[str, Any], model: type[BaseModel], prefix: str, branches: Sequence[Mapping[str, Any]] = ()
+) -> str:
+    """A pydantic error as a sentence: the key, what was expected, what came, what the key is.
+
+    Args:
+        error: one of pydantic's error dictionaries.
+        model: the model that was to be made.
+        prefix: where in params.yaml the section stands.
+        branches: the errors of a union's other branches.
+    """
     fields: Mapping[str, FieldInfo] = model.model_fields
     field, names = None, []
     for part in map(str, error["loc"]):
@@ -67,15 +78,20 @@ def sentence(error: Mapping[str, Any], model: type[BaseModel], prefix: str) -> s
     meaning = f"; {field.description}" if field and field.description else ""
     if error["type"] == "missing":
         return f"{key} is missing{f' ({field.description})' if meaning else ''}"
+    expected = _expected(error)
+    if field and len(error["loc"]) > len(names):  # a union: any of its branches would do
+        expected = " or ".join([expected, *(_expected(branch).removeprefix("must be ") for branch in branches)])
+    came = "" if isinstance(error["input"], dict) else f" (got {error['input']!r})"
+    return f"{key} {expected}{came}{meaning}"
+
+
+def _expected(error: Mapping[str, Any]) -> str:
     context, kind = error.get("ctx", {}), error["type"].partition("_")[0]
     if error["type"] in _BOUNDS:
         text, bound = _BOUNDS[error["type"]]
-        expected = text.format(context[bound])
-    elif error["type"] == "finite_number":
-        expected = "must be a finite number"
-    elif kind in _KINDS:
-        expected = f"must be {_KINDS[kind]}"
-    else:
-        expected = str(context.get("error", error["msg"]))
-    came = "" if isinstance(error["input"], dict) else f" (got {error['input']!r})"
-    return f"{key} {expected}{came}{meaning}"
+        return text.format(context[bound])
+    if error["type"] == "finite_number":
+        return "must be a finite number"
+    if kind in _KINDS:
+        return f"must be {_KINDS[kind]}"
+    return str(context.get("error", error["msg"]))

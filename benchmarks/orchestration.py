@@ -99,7 +99,7 @@ def through_flow(spec: Experiment, root: Path) -> dict[str, float]:
         begun = time.perf_counter()
         results = write_results(run)
         metrics = read_json(results / "metrics.json")
-        if tracker.finish(results, metrics, {}) is None:
+        if tracker.finish(results, metrics, {}, {}) is None:
             raise RuntimeError("MLflow did not take the run: the benchmark would not be of everything")
         times["figures, metrics and MLflow's artifacts"] = time.perf_counter() - begun
         times["accuracy"] = metrics["final_average_accuracy"]

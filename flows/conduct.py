@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from errors import InputError
 from parameters import Experiment, RunParameters, read
 from streams.parameters import StreamParameters
 from tasks.results import describe, main_kind, publish, read_json, write_results
-from tasks.run import Run, check_out, finished_results
+from tasks.run import Run, check_out, finished_results, run_folder
 from tasks.tracking import Tracker
 from validation import checked
 
@@ -24,6 +25,7 @@ def conduct(spec: Experiment, root: Path, out: Path, resume: bool, console: Cons
     """Runs `spec`, resumes it or finds it finished, and says where the results are."""
     check_out(out, spec)
     if resume and finished_results(out):
+        run_folder(spec, root, out).clean_up()  # what a kill between publication and cleaning left
         console.print(f"{spec.title} is finished: {out}", highlight=False, soft_wrap=True)
         return
     with progress_bar(console, spec.title) as bar, Run(spec, root, out, resume, bar) as run:
@@ -42,14 +44,18 @@ def play(run: Run, track: bool = True) -> dict[str, float]:
     with prefect_server() as wait:
         tracker = Tracker(run.folder.path, run.root, tracking_description(run)) if track else None
         try:
-            from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+            from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
             from prefect.task_runners import ThreadPoolTaskRunner
 
             from .experiment import experiment
 
             wait()
             # A flow's heartbeat thread sleeps in whole seconds and is joined at its end: a second lost.
-            with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+            # The server's address is said again, since Prefect read the environment when it was first imported.
+            now = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None, PREFECT_API_URL: os.environ.get("PREFECT_API_URL")}
+            with temporary_settings(
+                {key: value for key, value in now.items() if value or key.name != "PREFECT_API_URL"}
+            ):
                 runner = ThreadPoolTaskRunner(max_workers=run.workers.count)
                 experiment.with_options(task_runner=runner)(run.experiment.title, run.experiment.identity(), run)
             folder = write_results(run)
@@ -57,7 +63,7 @@ def play(run: Run, track: bool = True) -> dict[str, float]:
             description = describe(run)
             if tracker:
                 tags = {"digest": description["digest"], "prefect_flow_run": description["prefect_flow_run"]}
-                description["mlflow_run"] = tracker.finish(folder, metrics, tags)
+                description["mlflow_run"] = tracker.finish(folder, metrics, tags, description)
         except BaseException as error:
             if tracker:
                 tracker.stop("FAILED" if isinstance(error, Exception) else "KILLED")
@@ -66,18 +72,21 @@ def play(run: Run, track: bool = True) -> dict[str, float]:
     if tracker and description["mlflow_run"] is None:
         tracker.keep_for_later(run.out)
         run.notes.append("MLflow could not be reached; its records are kept in runs/untracked and sent by the next run")
+    run.site.store.clear()
     run.folder.remove()
     return metrics
 
 
 def tracking_description(run: Run) -> dict:
     """What MLflow is told when a run starts."""
-    from tasks.results import file_digest, git
+    from tasks.files import file_digest
+    from tasks.results import git
 
     spec, stream = run.experiment, run.site.stream
     return {
         "run_name": f"{spec.method}/seed-{spec.seed}",
         "rounds": spec.train.rounds,
+        "patience": spec.run.tracking_patience,
         "journal": run.progress.journal,  # bytes of the journal that a resumed run goes on from
         "main_model": main_kind(run),
         "parameters": flat(spec.identity()) | flat({"run": spec.run.model_dump(mode="json")}),
@@ -120,7 +129,7 @@ def verify(folder: Path, root: Path, console: Console) -> None:
         RuntimeError: the digests differ.
     """
     found = finished_results(folder)
-    if not found:
+    if found is None:
         raise InputError(f"{folder} holds no results of fcl; expected a folder with run.json")
     saved = found["experiment"]
     run = checked(RunParameters, read(root)["run"], "run")

@@ -8,7 +8,9 @@ here while torch is being imported and with a lower priority than training, it c
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -70,10 +72,16 @@ class TemporaryServer:
             self.process.wait()
 
 
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+_PR_SET_PDEATHSIG = 1  # of prctl(2)
+
+
 def _step_back() -> None:
-    """In the server's process: keep out of training's way, and leave Ctrl-C to the run that started it."""
+    """In the server's process: keep out of training's way, leave Ctrl-C to the run that started it, end with it."""
     os.nice(10)
     os.setpgrp()
+    if _libc:
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _has_server() -> bool:
@@ -109,9 +117,11 @@ def prefect_server():
     try:
         yield server.wait
     finally:
-        deliver()
         del os.environ["PREFECT_API_URL"]
-        server.stop()
+        try:
+            deliver()
+        finally:
+            server.stop()
 
 
 def main() -> int:

@@ -43,7 +43,7 @@ def answers(url: str, process: subprocess.Popen, limit: float = 90) -> bool:
 def main() -> int:
     """Starts both servers on this machine only, prints their addresses, stops both on Ctrl-C."""
     settings.apply()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)  # ended otherwise, it stops both servers as well
     root = project_root()
     prefect_port, mlflow_port = free_port(4200), free_port(5000)

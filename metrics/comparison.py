@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import isnan
 from pathlib import Path
 
@@ -38,12 +38,36 @@ def collect(results: Path, stream: str | None = None) -> pd.DataFrame:
     Raises:
         InputError: there is no such run, or a metrics.json is not an object of numbers.
     """
+    if stream and "/" in stream:
+        raise InputError(f"--stream: expected the name of a stream (got '{stream}')")
     paths = sorted(results.glob(f"{stream or '*'}/*/seed-*/metrics.json"))
-    runs = [_run(path) for path in paths if re.fullmatch(r"seed-\d+", path.parent.name)]
+    paths = [path for path in paths if re.fullmatch(r"seed-\d+", path.parent.name)]
+    runs = [_run(path) for path in paths]
+    _same_but_seed(paths)
     if not runs:
         where = f"{results}/{stream or ''}"
         raise InputError(f"no results in {where}; run: fcl run fedavg --stream {stream or 'digits'}")
     return pd.DataFrame(runs).sort_values(["stream", "method", "seed"], ignore_index=True)
+
+
+def _same_but_seed(paths: Sequence[Path]) -> None:
+    """A mean over seeds of different experiments would be a number about nothing.
+
+    Raises:
+        InputError: two runs of a method on a stream differ in more than their seed.
+    """
+    first: dict[Path, tuple[Path, dict]] = {}
+    for path in (path.with_name("run.json") for path in paths):
+        if path.exists():
+            found = json.loads(path.read_text(encoding="utf-8"))
+            what = {**found["experiment"], "seed": None, "stream_digest": found["stream_digest"]}
+            other, known = first.setdefault(path.parent.parent, (path.parent, what))
+            if what != known:
+                changed = ", ".join(key for key in what if what[key] != known.get(key))
+                raise InputError(
+                    f"{path.parent} and {other} are different experiments ({changed}): no mean over seeds; move one of "
+                    "them away, or run it again"
+                )
 
 
 def _run(path: Path) -> dict[str, str | int | float]:

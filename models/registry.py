@@ -53,8 +53,12 @@ def names() -> list[str]:
     return sorted(_constructors)
 
 
-def check(name: str, options: Mapping[str, object]) -> None:
-    """Refuses an unknown network or option with the nearest valid names (keys `model.name`, `model.OPTION`)."""
+def check(name: str, options: Mapping[str, object]) -> dict[str, object]:
+    """The network's options with defaults filled in.
+
+    Raises:
+        InputError: an unknown network or option (with the nearest valid names), or an option out of its range.
+    """
     if name not in _constructors:
         raise InputError(f"model.name: no model '{name}'; {nearest(name, _constructors)}")
     signature = inspect.signature(_constructors[name], eval_str=True).parameters
@@ -63,7 +67,7 @@ def check(name: str, options: Mapping[str, object]) -> None:
         if option not in known:
             hint = nearest(option, known) if known else "it has no options"
             raise InputError(f"model.{option}: model '{name}' has no option '{option}'; {hint}")
-    checked(create_model(name, __base__=Section, **known), dict(options), "model")
+    return checked(create_model(name, __base__=Section, **known), dict(options), "model").model_dump()
 
 
 def build(name: str, shape: tuple[int, int, int], classes: int, **options: object) -> Classifier:
@@ -77,7 +81,7 @@ def build(name: str, shape: tuple[int, int, int], classes: int, **options: objec
     Raises:
         InputError: unknown name or option, or an option out of its range.
     """
-    check(name, options)
+    options = check(name, options)
     with torch.device("meta"):
         return _constructors[name](shape=shape, classes=classes, **options)
 

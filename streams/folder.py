@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -27,8 +28,8 @@ def written_whole(path: Path, *, replace: bool) -> Iterator[Path]:
             try:
                 temporary.rename(path)
                 return
-            except OSError:
-                if not path.is_dir():
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
                 if not replace:
                     return

@@ -104,6 +104,10 @@ def check(manifest: Manifest, labels: np.ndarray, plan: np.ndarray) -> None:
             f"client {empty[0]}{others} is left with no training sample: {trained.sum()} samples are shared out among "
             f"{len(plan)} clients; use fewer clients, a larger partition.alpha or partition.min_share"
         )
+    experiences = int(plan.max()) + 1
+    tested = np.bincount(manifest["experience"][manifest["split"] == TEST], minlength=experiences)
+    if not tested.all():
+        raise InputError(f"experience {np.flatnonzero(tested == 0)[0]} has no test sample; hold out more (test)")
 
 
 def _schema(labels: np.ndarray, plan: np.ndarray):

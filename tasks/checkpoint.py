@@ -91,9 +91,28 @@ class RunFolder:
             "or run without --resume to start over"
         )
 
-    def open(self, resume: bool) -> Progress | None:
-        """Opens the journal where the progress that `check` found stands, or an empty folder."""
+    def open(self, resume: bool, basis: dict[str, str]) -> Progress | None:
+        """Opens the journal where the progress that `check` found stands, or an empty folder.
+
+        Args:
+            basis: digests of what the result depends on besides the parameters: stream, code, lock.
+        Raises:
+            InputError: `resume`, but the interrupted run stood on another basis, or its journal is damaged.
+        """
+        self.basis = basis
         progress = self.check(resume)
+        if progress:
+            before = json.loads(self.checkpoint.read_text())["basis"]
+            changed = [name for name, digest in basis.items() if before[name] != digest]
+            journal = self.path / "journal.jsonl"
+            if not journal.exists() or journal.stat().st_size < progress.journal:
+                changed.append("journal (it is shorter than the checkpoint says)")
+            if changed and self.experiment.run.resume_mismatch == "refuse":
+                raise InputError(
+                    f"--resume: since the run in {self.path} was interrupted, this has changed: {', '.join(changed)}; "
+                    "run without --resume to start over"
+                )
+            progress = None if changed else progress
         if progress is None:
             shutil.rmtree(self.path, ignore_errors=True)
             self.path.mkdir(parents=True)
@@ -114,6 +133,7 @@ class RunFolder:
             self.checkpoint,
             {
                 "digest": self.experiment.digest,
+                "basis": self.basis,
                 "experiment": self.experiment.identity(),
                 "progress": progress.to_json(),
             },
@@ -124,6 +144,13 @@ class RunFolder:
         with open(self.path / "journal.jsonl", "rb") as file:
             rows = [json.loads(line) for line in file]
         return [{key: value for key, value in row.items() if key != "kind"} for row in rows if row["kind"] == kind]
+
+    def clean_up(self) -> None:
+        """Removes what is left of a run that is over, where anything is."""
+        if self.path.exists():
+            with self:
+                self._journal = open(self.path / "journal.jsonl", "ab")  # noqa: SIM115 - closed by `remove`
+                self.remove()
 
     def remove(self) -> None:
         """The run is over and its results are in place: nothing here is needed any more."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import shutil
@@ -19,7 +18,7 @@ from methods import State
 from metrics.plots import draw_accuracy, draw_matrix
 from metrics.summary import summarise
 
-from .files import write_json
+from .files import file_digest, write_json
 from .run import Run
 from .store import encode
 
@@ -46,6 +45,9 @@ def frame(rows: list[dict[str, Any]], columns: dict[str, type], order: list[str]
 
 def write_results(run: Run) -> Path:
     """Writes everything but run.json into a folder beside `run.out`; `publish` completes it and puts it in place."""
+    for kind in ("tmp", "old"):  # left by a run that was killed here; this one holds the lock
+        for left in run.out.parent.glob(f".{run.out.name}.*.{kind}"):
+            shutil.rmtree(left)
     folder = run.out.parent / f".{run.out.name}.{uuid.uuid4().hex[:8]}.tmp"
     folder.mkdir(parents=True)
     matrix = frame(run.folder.records("accuracy"), MATRIX, ["model", "trained", "tested", "client"])
@@ -126,13 +128,12 @@ def publish(run: Run, folder: Path, description: dict[str, Any]) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def file_digest(path: Path) -> str | None:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
-
-
 def git(root: Path, *arguments: str) -> str | None:
     """What git says, or None where there is no git or no commit."""
-    done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
     return done.stdout.strip() if done.returncode == 0 else None
 
 

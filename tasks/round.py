@@ -163,6 +163,8 @@ def record_round(
         )
         if verdict.admitted and each.state:
             run.progress.clients[each.client] = each.state
+        elif verdict.admitted:  # the method keeps nothing, or nothing any more
+            run.progress.clients.pop(each.client, None)
     run.folder.record("round", rows)
     run.folder.record("accuracy", [row for each in trained for row in each.accuracies])
     run.progress.server = server

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,8 +17,13 @@ from parameters import Experiment, read, stream_parameters
 from streams.stream import build
 
 from .checkpoint import Progress, RunFolder, differences
+from .files import file_digest
 from .site import Place, Site, site
 from .workers import Workers
+
+PROJECT = Path(__file__).parent.parent
+SOURCES = ("methods", "models", "streams", "tasks")  # the code that a result depends on
+LOCK = PROJECT / "requirements.lock"
 
 
 class Run:
@@ -63,7 +69,7 @@ class Run:
         method = self.site.method  # all that can be wrong with the parameters is known before anything is written
         with ExitStack() as opening:
             self.folder = opening.enter_context(folder)
-            progress = self.folder.open(self.resume)
+            progress = self.folder.open(self.resume, self.basis())
             if progress is None:
                 self.site.store.clear()
                 progress = Progress(Moment(0, 0), self.site.write(method.start()))
@@ -74,6 +80,14 @@ class Run:
 
     def __exit__(self, *_: object) -> None:
         self._open.close()
+
+    def basis(self) -> dict[str, str]:
+        """Digests of what the result depends on besides the parameters."""
+        sources = sorted(path for name in SOURCES for path in (PROJECT / name).rglob("*.py"))
+        code = hashlib.sha256()
+        for path in sources:
+            code.update(path.read_bytes())
+        return {"stream": self.site.stream.digest, "code": code.hexdigest(), "lock": file_digest(LOCK) or ""}
 
     # what is left
 
@@ -150,7 +164,7 @@ def built_name(experiment: Experiment, root: Path) -> str:
 
 
 def finished_results(out: Path) -> dict | None:
-    """The run.json of the finished experiment in `out`, if there is one.
+    """The run.json of the finished experiment in `out`, or None: there is nothing.
 
     Raises:
         InputError: `out` is something else than results.
@@ -158,16 +172,20 @@ def finished_results(out: Path) -> dict | None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
     try:
-        return json.loads((out / "run.json").read_text())
-    except (OSError, ValueError):
-        raise InputError(
-            f"{out} is not empty and holds no results of fcl; expected an empty folder or one with a run.json"
-        ) from None
+        found = json.loads((out / "run.json").read_text())
+        if {"digest", "parameter_digest", "experiment"} <= found.keys():
+            return found
+    except (OSError, ValueError, AttributeError):
+        pass
+    raise InputError(f"{out} is not empty and holds no results of fcl; expected an empty folder or one with a run.json")
 
 
 def check_out(out: Path, experiment: Experiment) -> None:
-    """Refuses to overwrite another experiment's results."""
+    """Refuses to overwrite another experiment's results, and a folder that cannot be made."""
+    parent = next(folder for folder in out.resolve().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise InputError(f"--out {out}: {parent} is no folder that can be written to")
     found = finished_results(out)
-    if found and found["parameter_digest"] != experiment.digest:
+    if found is not None and found["parameter_digest"] != experiment.digest:
         changed = ", ".join(differences(found["experiment"], experiment.identity()))
         raise InputError(f"--out {out} holds another experiment ({changed}); choose another --out or remove it")

@@ -49,7 +49,10 @@ class Site:
 
     @cached_property
     def stream(self) -> Stream:
-        return open_stream(self.place.stream or self.experiment.stream, self.place.root)
+        stream = open_stream(self.place.stream or self.experiment.stream, self.place.root)
+        if stream.parameters != self.experiment.stream_parameters:
+            raise InputError(f"stream {stream.name} was rebuilt with other parameters while this run used it")
+        return stream
 
     @cached_property
     def method(self) -> Method:

@@ -133,6 +133,7 @@ class Store:
         """The decoded content, its digest verified. With `remember`, this process keeps it for the next reader."""
         with self._lock:
             if ref in self._memory:
+                self._memory.move_to_end(ref)
                 return self._memory[ref]
         data = self.bytes(ref)
         if hashlib.sha256(data).hexdigest() != ref.digest:

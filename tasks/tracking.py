@@ -3,7 +3,7 @@
 Training never waits for the tracking server and does not fail with it. The journal is the truth, the tracker its
 reader: what it could not deliver stays in `runs/untracked/` and is sent by the next run's tracker.
 
-    python -m tasks.tracking FOLDER        reports the run whose `tracking.json` lies in FOLDER
+    python -m tasks.tracking FOLDER TOKEN PID     reports the run in FOLDER that process PID plays
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ from filelock import FileLock
 from .files import write_json
 
 POLL = 0.3  # seconds between looks into the journal
-PATIENCE = 20.0  # seconds that a finished run waits for a tracking server before its records are kept for later
 UNDELIVERED = 3  # exit status
 
 
@@ -33,10 +33,11 @@ class Tracker:
     def __init__(self, folder: Path, root: Path, description: dict[str, Any]) -> None:
         self.folder, self.root = folder, root
         uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}"
-        write_json(folder / "tracking.json", {"uri": uri, "root": str(root), **description})
-        (folder / "finish.json").unlink(missing_ok=True)
+        # The tracker of a killed run may still be there: the token says which one the folder belongs to.
+        self.token = uuid.uuid4().hex
+        write_json(folder / "tracking.json", {"uri": uri, "root": str(root), "token": self.token, **description})
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tasks.tracking", str(folder)],
+            [sys.executable, "-m", "tasks.tracking", str(folder), self.token, str(os.getpid())],
             cwd=root,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -44,32 +45,38 @@ class Tracker:
             start_new_session=True,  # Ctrl-C is for the run; the tracker ends when the run has
         )
 
-    def finish(self, results: Path, metrics: dict[str, float], tags: dict[str, str]) -> str | None:
+    def finish(
+        self, results: Path, metrics: dict[str, float], tags: dict[str, str], description: dict[str, Any]
+    ) -> str | None:
         """Waits until everything is reported; the MLflow run's id, or None: kept for later."""
-        write_json(self.folder / "finish.json", {"results": str(results), "metrics": metrics, "tags": tags})
-        status = self.process.wait()
-        if status == 0:
+        end = {"results": str(results), "metrics": metrics, "tags": tags, "description": description}
+        write_json(finish_file(self.folder, self.token), end)
+        if self.process.wait() == 0:
             return json.loads((self.folder / "mlflow.json").read_text())["run_id"]
         return None
 
     def keep_for_later(self, out: Path) -> None:
         """Moves what was not delivered to where the next tracker finds it."""
-        finish = json.loads((self.folder / "finish.json").read_text()) | {"results": str(out)}
-        write_json(self.folder / "finish.json", finish)
+        finish = finish_file(self.folder, self.token)
+        write_json(finish, json.loads(finish.read_text()) | {"results": str(out)})
         place = self.root / "runs" / "untracked" / f"{self.folder.name}-{time.time_ns()}"
         place.mkdir(parents=True)
-        for name in ("tracking.json", "finish.json", "journal.jsonl", "mlflow.json"):
+        for name in ("tracking.json", finish.name, "journal.jsonl", "mlflow.json"):
             if (self.folder / name).exists():
                 shutil.copy2(self.folder / name, place / name)
 
     def stop(self, status: str) -> None:
         """The run did not finish: MLflow shows it as `status` (FAILED or KILLED) until it is resumed."""
-        write_json(self.folder / "finish.json", {"status": status})
+        write_json(finish_file(self.folder, self.token), {"status": status})
         try:
             self.process.wait(timeout=10)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+
+def finish_file(folder: Path, token: str) -> Path:
+    return folder / f"finish-{token}.json"
 
 
 class Report:
@@ -106,13 +113,15 @@ class Report:
         where = experiment.experiment_id if experiment else self.client.create_experiment(name)
         run = self.client.create_run(where, run_name=about["run_name"], tags=about["tags"])
         run_id = run.info.run_id
-        self.client.log_batch(run_id, params=[Param(key, str(value)) for key, value in about["parameters"].items()])
+        write_json(self.folder / "mlflow.json", {"run_id": run_id, "delivered": 0})  # at once: a retry continues it
+        parameters = [Param(key, str(value)) for key, value in about["parameters"].items()]
+        for start in range(0, len(parameters), 100):  # MLflow's limit for a batch
+            self.client.log_batch(run_id, params=parameters[start : start + 100])
         stream = about["stream"]
         dataset = Dataset(
             name, stream["digest"][:32], "fcl", json.dumps({"source": stream["source"]}), profile=json.dumps(stream)
         )
         self.client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "train and test")])])
-        write_json(self.folder / "mlflow.json", {"run_id": run_id, "delivered": 0})
         return run_id
 
     def catch_up(self) -> None:
@@ -163,7 +172,7 @@ class Report:
 
     def finish(self) -> None:
         """Final metrics, artifacts and the model; closes the MLflow run."""
-        finish = json.loads((self.folder / "finish.json").read_text())
+        finish = json.loads(finish_file(self.folder, self.description["token"]).read_text())
         if "status" in finish:  # it failed, or was interrupted
             self.client.set_terminated(self.run_id, finish["status"])
             return
@@ -174,6 +183,7 @@ class Report:
         for path in sorted(results.iterdir()):
             if path.is_file():
                 self.client.log_artifact(self.run_id, str(path))
+        self.client.log_dict(self.run_id, {**finish["description"], "mlflow_run": self.run_id}, "run.json")
         self._log_model(results)
         self.client.set_terminated(self.run_id)
 
@@ -209,27 +219,42 @@ class Report:
             )
 
 
-def follow(folder: Path) -> int:
+def follow(folder: Path, token: str, parent: int) -> int:
     """Reports a run while it lasts and when it ends; ends with the process that started it."""
-    parent, report, deadline = os.getppid(), None, math.inf
-    while True:
-        finished = (folder / "finish.json").exists()
+    about = json.loads((folder / "tracking.json").read_text())
+    end, report, deadline = finish_file(folder, token), None, math.inf
+    while owns(folder, token):
+        finished, killed = end.exists(), os.getppid() != parent
         if finished:
-            deadline = min(deadline, time.monotonic() + PATIENCE)
+            deadline = min(deadline, time.monotonic() + about["patience"])
+        if killed and not report:
+            return UNDELIVERED
         try:
             report = report or Report(folder)
+            if not owns(folder, token):  # making it took a second, in which a resumed run may have begun
+                break
             report.catch_up()
             if finished:
                 report.finish()
                 return 0
+            if killed:  # a resumed run has a tracker of its own
+                report.client.set_terminated(report.run_id, "KILLED")
         except Exception as error:  # whatever keeps the tracking server from answering must not end the run
             print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
             if time.monotonic() > deadline:
                 return UNDELIVERED
-        if os.getppid() != parent and not finished:  # the run was killed; when it is resumed it has another tracker
-            write_json(folder / "finish.json", {"status": "KILLED"})
-            deadline = time.monotonic()
+        if killed and not finished:
+            return UNDELIVERED
         time.sleep(POLL)
+    return UNDELIVERED
+
+
+def owns(folder: Path, token: str) -> bool:
+    """Whether the folder's run is still the one this process was started for."""
+    try:
+        return json.loads((folder / "tracking.json").read_text())["token"] == token
+    except OSError:
+        return False
 
 
 def deliver_kept(root: Path, uri: str) -> None:
@@ -239,19 +264,22 @@ def deliver_kept(root: Path, uri: str) -> None:
             report = Report(folder, uri)
             report.catch_up()
             report.finish()
-        except Exception as error:  # still down: kept for the next time
+        except Exception as error:  # kept for the next time
             print(f"{folder.name}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-            return
-        shutil.rmtree(folder)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
-def main(folder: Path) -> int:
-    status = follow(folder)
+def main(folder: Path, token: str, parent: int) -> int:
+    about = json.loads((folder / "tracking.json").read_text())
+    # The tracker of a killed run ends within a second or so; until then its successor waits here.
+    with FileLock(folder.parent / "locks" / f"{folder.name}.tracker.lock"):
+        status = follow(folder, token, parent)
     if status == 0:
-        about = json.loads((folder / "tracking.json").read_text())
-        deliver_kept(Path(about["root"]), about["uri"])
+        with FileLock(Path(about["root"]) / "runs" / "untracked.lock"):  # of two trackers one sends them
+            deliver_kept(Path(about["root"]), about["uri"])
     return status
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])))

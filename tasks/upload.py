@@ -148,8 +148,8 @@ def check(site: Site, claim: Claim, moment: Moment, expected: Mapping[str, Tenso
         if found != value or type(found) is not type(value):
             raise Refused(f"wrong {key}: expected {value}, the header says {short(found)}")
     samples = content.header.get("samples")
-    if type(samples) is not int or samples < 1:
-        raise Refused(f"wrong samples: expected a positive whole number, the header says {short(samples)}")
+    if type(samples) is not int or not 1 <= samples < 2**31:
+        raise Refused(f"wrong samples: expected a positive whole number below 2^31, the header says {short(samples)}")
     if not isinstance(content.header.get("values"), dict):
         raise Refused("wrong values: the header has no section of plain values")
     check_tensors(content, expected)

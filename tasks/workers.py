@@ -8,6 +8,7 @@ that hands over 3 ms.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -17,10 +18,17 @@ from typing import Any, TypeVar
 from .site import Place, prepare_process, site
 
 Result = TypeVar("Result")
+ATTEMPTS = 3  # of work whose worker process dies
 
 
 class WorkerDied(RuntimeError):
     """A worker process ended before its task did (killed, or out of memory)."""
+
+
+def _end_with_parent() -> None:
+    """A worker whose run was killed ends too, in the middle of what it does."""
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def _open(place: Place) -> None:
@@ -54,7 +62,8 @@ class Workers:
             self._pool = None
 
     def _start(self) -> None:
-        self._pool = ProcessPoolExecutor(self.count, multiprocessing.get_context("spawn"))
+        spawn = multiprocessing.get_context("spawn")
+        self._pool = ProcessPoolExecutor(self.count, spawn, initializer=_end_with_parent)
         self._opening = [self._pool.submit(_open, self.place) for _ in range(self.count)]
 
     def wait_until_ready(self) -> None:
@@ -65,16 +74,20 @@ class Workers:
     def call(self, function: Callable[..., Result], *arguments: Any) -> Result:
         """`function` must be importable by name and its arguments small: references, not tensors.
 
+        Work that lost its process is done again in another one; since it is a function of its arguments, nothing else
+        changes.
+
         Raises:
-            WorkerDied: the process that computed it ended; the pool is replaced, so that the caller may try again.
+            WorkerDied: the processes that computed it ended, one after the other.
         """
-        pool = self._pool
-        if pool is None:
-            return function(site(self.place), *arguments)
-        try:
-            return pool.submit(_compute, function, self.place, arguments).result()
-        except BrokenProcessPool:
-            with self._lock:
-                if self._pool is pool:  # the first of the threads that lost their process replaces the pool
-                    self._start()
-            raise WorkerDied("a worker process died; was it killed, or is memory short?") from None
+        for _ in range(ATTEMPTS):
+            pool = self._pool
+            if pool is None:
+                return function(site(self.place), *arguments)
+            try:
+                return pool.submit(_compute, function, self.place, arguments).result()
+            except BrokenProcessPool:
+                with self._lock:
+                    if self._pool is pool:  # the first of the threads that lost their process replaces the pool
+                        self._start()
+        raise WorkerDied(f"worker processes died {ATTEMPTS} times; were they killed, or is memory short?")

@@ -119,7 +119,7 @@ WRONG_VALUES = {
     f"{RUN} --workers 0": ["workers", "at least 1", "got 0"],
     f"{RUN} --workers two": ["--workers", "two"],
     f"{RUN} --seed -1": ["--seed", "0", "-1"],
-    f"{RUN} --seed abc": ["--seed", "integer", "abc"],
+    f"{RUN} --seed abc": ["--seed", "whole number", "abc"],
 }
 WRONG_FORMS = {
     f"{RUN} --set train.rounds": ["train.rounds", "KEY=VALUE"],

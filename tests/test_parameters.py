@@ -42,7 +42,7 @@ def test_a_stream_overrides_the_file_and_set_overrides_both(project, change):
     change("streams.digits", train={"rounds": 7, "batch_size": 5}, model={"width": 9})
     mine = spec(project)
     assert (mine.train.rounds, mine.train.batch_size, mine.train.local_epochs) == (7, 5, 1)
-    assert mine.model == {"name": "mlp", "width": 9}
+    assert mine.model == {"name": "mlp", "width": 9, "depth": 2}
     assert spec(project, stream="own").train.rounds == 2
     set_ = spec(project, "train.rounds=3", "model.width=4")
     assert (set_.train.rounds, set_.train.batch_size, set_.model["width"]) == (3, 5, 4)
@@ -77,20 +77,20 @@ def test_what_the_caller_says_of_the_run_wins_and_none_says_nothing(project):
 
 def test_another_network_in_a_stream_drops_the_options_of_the_first(project, change):
     change("streams.digits", model={"name": "slim_resnet18", "norm": "batch"})
-    assert spec(project).model == {"name": "slim_resnet18", "norm": "batch"}
+    assert spec(project).model == {"name": "slim_resnet18", "norm": "batch", "width": 20}
     assert spec(project, "model.width=3").model == {"name": "slim_resnet18", "norm": "batch", "width": 3}
 
 
 def test_another_network_by_set_drops_the_options_of_the_first(project, change):
-    assert spec(project, "model.name=cnn").model == {"name": "cnn"}, "a width of 16 is the mlp's"
+    assert spec(project, "model.name=cnn").model == {"name": "cnn", "width": 32}, "a width of 16 is the mlp's"
     change("model", depth=3)
     assert spec(project).model == {"name": "mlp", "width": 16, "depth": 3}
     other = spec(project, "model.norm=batch", "model.name=slim_resnet18").model
-    assert other == {"name": "slim_resnet18", "norm": "batch"}
+    assert other == {"name": "slim_resnet18", "norm": "batch", "width": 20}
 
 
 def test_the_same_network_by_set_keeps_its_options(project):
-    assert spec(project, "model.name=mlp").model == {"name": "mlp", "width": 16}
+    assert spec(project, "model.name=mlp").model == {"name": "mlp", "width": 16, "depth": 2}
 
 
 # identity
