@@ -49,6 +49,7 @@ def play(run: Run, track: bool = True) -> dict[str, float]:
 
             from .experiment import experiment
 
+            run.workers.wait_until_ready()
             wait()
             # A flow's heartbeat thread sleeps in whole seconds and is joined at its end: a second lost.
             # The server's address is said again, since Prefect read the environment when it was first imported.

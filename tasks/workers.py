@@ -15,7 +15,9 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
-from .site import Place, prepare_process, site
+import torch
+
+from .site import Place, Site, prepare_process, site
 
 Result = TypeVar("Result")
 ATTEMPTS = 3  # of work whose worker process dies
@@ -33,7 +35,16 @@ def _end_with_parent() -> None:
 
 def _open(place: Place) -> None:
     prepare_process()
-    site(place).method  # noqa: B018 - imports and opens everything before the first round
+    warm_up(site(place))
+
+
+def warm_up(opened: Site) -> None:
+    """One training step on a throw-away model: torch imports and compiles for a second when it is first used."""
+    setting = opened.method.setting
+    model = setting.load(setting.architecture.initial(torch.Generator()))
+    images = torch.zeros(2, *setting.architecture.shape, device=setting.device)
+    model(images).square().mean().backward()
+    setting.train.optimizer_for(list(model.parameters())).step()
 
 
 def _compute(function: Callable[..., Result], place: Place, arguments: tuple[Any, ...]) -> Result:
@@ -67,7 +78,9 @@ class Workers:
         self._opening = [self._pool.submit(_open, self.place) for _ in range(self.count)]
 
     def wait_until_ready(self) -> None:
-        """Blocks until the worker processes have imported and opened everything."""
+        """Blocks until everything is imported, opened and warm, here or in the worker processes."""
+        if self._pool is None:
+            warm_up(site(self.place))
         for future in self._opening:
             future.result()
 
