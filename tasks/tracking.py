@@ -8,6 +8,7 @@ reader: what it could not deliver stays in `runs/untracked/` and is sent by the 
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import os
@@ -237,6 +238,8 @@ def follow(folder: Path, token: str, parent: int) -> int:
             if finished:
                 report.finish()
                 return 0
+            # MLflow tries the logged model with its example, which imports torch: better now than at the end.
+            importlib.import_module("tasks.serving")
             if killed:  # a resumed run has a tracker of its own
                 report.client.set_terminated(report.run_id, "KILLED")
         except Exception as error:  # whatever keeps the tracking server from answering must not end the run
