@@ -53,10 +53,10 @@ def play(run: Run, track: bool = True) -> dict[str, float]:
             wait()
             # A flow's heartbeat thread sleeps in whole seconds and is joined at its end: a second lost.
             # The server's address is said again, since Prefect read the environment when it was first imported.
-            now = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None, PREFECT_API_URL: os.environ.get("PREFECT_API_URL")}
-            with temporary_settings(
-                {key: value for key, value in now.items() if value or key.name != "PREFECT_API_URL"}
-            ):
+            now = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
+            if "PREFECT_API_URL" in os.environ:
+                now[PREFECT_API_URL] = os.environ["PREFECT_API_URL"]
+            with temporary_settings(now):
                 runner = ThreadPoolTaskRunner(max_workers=run.workers.count)
                 experiment.with_options(task_runner=runner)(run.experiment.title, run.experiment.identity(), run)
             folder = write_results(run)

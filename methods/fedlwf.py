@@ -20,10 +20,11 @@ class FedLwF(FedAvg):
 
         L = CE( theta(x) on C^t, y ) + weight * tau^2 KL( p_{theta^{t-1}} on C^{<t} || p_theta on C^{<t} )
 
-    theta^{t-1} is the global model at the end of the previous experience, the teacher. Li and Hoiem, ECCV 2016, eq. 3;
-    federated as the FCL literature's baseline [field]. The paper has one head per task; with the one head of
-    class-incremental streams its two terms run over the new and over the old classes of that head [ours]. In the first
-    experience this is FedAvg to the last bit.
+    theta^{t-1} is the global model at the end of the previous experience, the teacher. Li and Hoiem, ECCV 2016,
+    section 3 [paper: the two terms]; tau^2 as in Hinton et al. 2015 and the federation as in the FCL literature's
+    baseline [field]. The paper has one head per task; with the one head of class-incremental streams its two terms
+    run over the new and over the old classes of that head [ours]. In the first experience this is FedAvg to the last
+    bit.
 
     The teacher goes down once per client and experience: at round 0 it is the model itself, and a client that first
     takes part later receives it beside the model; the client keeps it until the next experience. [ours]

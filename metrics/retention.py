@@ -18,7 +18,7 @@ def retention(frame: pd.DataFrame, main: str) -> dict[str, float]:
     Both are >= 0, and 1 when nothing is lost. theta_i is the kind `trained`, theta_g the kind `received`. Where a
     kind is missing the main model stands for it: a client's personal model is what it has after fusion, and without
     fusion KR_s = 1. No key where no client was measured.
-    [field: Yang et al., Federated Continual Learning via Knowledge Fusion, arXiv 2312.16475]
+    [group: Yang et al., Federated Continual Learning via Knowledge Fusion, arXiv 2312.16475]
     """
     kinds = set(frame["model"])
     trained, received = (kind if kind in kinds else main for kind in ("trained", "received"))
