@@ -92,7 +92,7 @@ def print_stream(built) -> None:
     about = built.describe().reset_index()
     size = " x ".join(map(str, built.shape))
     console.print(
-        f"[bold]{built.name}[/]: {len(built.images)} images ({size}), {built.classes} classes, "
+        f"[bold]{built.name}[/]: {len(built.inputs)} images ({size}), {built.classes} classes, "
         f"{built.clients} clients, {built.experiences} experiences, {len(built.public())} public samples"
     )
     console.print(f"digest {built.digest}", highlight=False)

@@ -36,7 +36,7 @@ class FedAvg(Method):
         """The client's loss as a function of model and batch; what is computed once a round is computed here."""
 
         def loss(model: nn.Module, batch: Batch) -> Tensor:
-            return cross_entropy(model(batch.images), batch.labels, client.seen)
+            return cross_entropy(model(batch.inputs), batch.labels, client.seen)
 
         return loss
 

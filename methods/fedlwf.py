@@ -54,9 +54,9 @@ class FedLwF(FedAvg):
         teacher = self.setting.load(self.teacher(client)).eval()
 
         def loss(model: nn.Module, batch: Batch) -> Tensor:
-            logits = model(batch.images)
+            logits = model(batch.inputs)
             with torch.no_grad():
-                old = teacher(batch.images)
+                old = teacher(batch.inputs)
             drift = distillation(logits, old, client.known, self.params.temperature)
             return cross_entropy(logits, batch.labels, client.classes) + self.params.weight * drift
 

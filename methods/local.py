@@ -27,7 +27,7 @@ class Local(Method):
         model = self.setting.load(client.state.part("model"))
 
         def objective(model: nn.Module, batch: Batch) -> Tensor:
-            return cross_entropy(model(batch.images), batch.labels, client.seen)
+            return cross_entropy(model(batch.inputs), batch.labels, client.seen)
 
         loss, steps = fit(model, client, self.setting.train, objective)
         return Update(State(prefixed("model", model.state_dict())), None, model, loss, steps)

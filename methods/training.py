@@ -42,7 +42,7 @@ class TrainParameters(Section):
 
 
 class Batch(NamedTuple):
-    images: Tensor  # (batch, channels, height, width), float32 in [-1, 1]
+    inputs: Tensor  # (batch, channels, height, width), float32 in [-1, 1]
     labels: Tensor  # (batch,), int64, global label space
 
 
@@ -61,7 +61,7 @@ class LocalData:
     """
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, device: torch.device | str = "cpu") -> None:
-        self.images = torch.from_numpy(np.ascontiguousarray(images)).to(device)
+        self.inputs = torch.from_numpy(np.ascontiguousarray(images)).to(device)
         self.labels = torch.from_numpy(np.ascontiguousarray(labels)).to(device)
 
     def __len__(self) -> int:
@@ -79,7 +79,7 @@ class LocalData:
         order = order.to(self.labels.device)
         for start, end in pairwise(cuts):
             rows = order[start:end]
-            yield Batch(to_float(self.images[rows]), self.labels[rows])
+            yield Batch(to_float(self.inputs[rows]), self.labels[rows])
 
     def shuffled(self, size: int, epochs: int, draw: torch.Generator) -> Iterator[Batch]:
         """`epochs` passes over the data, each in an order of its own drawn from `draw`."""

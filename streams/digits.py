@@ -40,7 +40,7 @@ def files(parameters: StreamParameters, root: Path) -> list[Path]:
 
 
 def decode(parameters: StreamParameters, root: Path, folder: Path) -> None:
-    """Write images.npy (1797, 1, 8, 8) uint8 and labels.npy (1797,) int64 into `folder`.
+    """Write inputs.npy (1797, 1, 8, 8) uint8 and labels.npy (1797,) int64 into `folder`.
 
     Raises:
         InputError: the raw file is damaged, or a label is not below `classes`.
@@ -59,5 +59,5 @@ def decode(parameters: StreamParameters, root: Path, folder: Path) -> None:
     labels = table[:, -1].astype(np.int64)
     check_labels(labels, parameters.classes, name)
     images = np.rint(table[:, :-1] * (255 / GREYS)).astype(np.uint8)
-    np.save(folder / "images.npy", images.reshape(-1, 1, SIDE, SIDE))
+    np.save(folder / "inputs.npy", images.reshape(-1, 1, SIDE, SIDE))
     np.save(folder / "labels.npy", labels)

@@ -41,7 +41,7 @@ def files(parameters: StreamParameters, root: Path) -> list[Path]:
 
 
 def decode(parameters: StreamParameters, root: Path, folder: Path) -> None:
-    """Write images.npy (N, C, H, W) uint8, labels.npy (N,) int64 and, for two files, split.npy (N,) bool.
+    """Write inputs.npy (N, C, H, W) uint8, labels.npy (N,) int64 and, for two files, split.npy (N,) bool.
 
     Raises:
         InputError: names the file, and the row or column that is wrong.
@@ -54,7 +54,7 @@ def decode(parameters: StreamParameters, root: Path, folder: Path) -> None:
         for image in part.images():
             if images is None:
                 shape = (sum(map(len, labels)), *image.shape)
-                images = np.lib.format.open_memmap(folder / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
+                images = np.lib.format.open_memmap(folder / "inputs.npy", mode="w+", dtype=np.uint8, shape=shape)
             elif image.shape != images.shape[1:]:
                 row -= sum(len(known) for known in labels[: parts.index(part)])
                 raise InputError(f"{part.name}, row {row}: image is {_size(image)}, the first is {_size(images[0])}")

@@ -33,7 +33,7 @@ class Source:
     Attributes:
         name: what the parameters call it: "digits" or "parquet:PATH".
         digest: 64 hexadecimal digits that name raw files and options.
-        images: (N, C, H, W) uint8 in 0..255, memory-mapped and read-only.
+        inputs: (N, C, H, W) uint8 in 0..255, memory-mapped and read-only.
         labels: (N,) int64 in 0..classes-1.
         is_test: (N,) bool where the source brings its own test split, else None.
         classes: the number of classes.
@@ -41,7 +41,7 @@ class Source:
 
     name: str
     digest: str
-    images: np.ndarray
+    inputs: np.ndarray
     labels: np.ndarray
     is_test: np.ndarray | None
     classes: int
@@ -88,7 +88,7 @@ def _open(parameters: StreamParameters, digest: str, root: Path) -> Source:
     return Source(
         name=parameters.source,
         digest=digest,
-        images=np.load(folder / "images.npy", mmap_mode="r"),
+        inputs=np.load(folder / "inputs.npy", mmap_mode="r"),
         labels=labels,
         is_test=np.load(split) if split.is_file() else None,
         classes=parameters.classes or int(labels.max()) + 1,

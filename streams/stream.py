@@ -40,7 +40,7 @@ class Stream:
         digest: 64 hexadecimal digits that cover parameters, source, plan and manifest.
         classes, clients, experiences: how many there are.
         shape: (C, H, W) of an image.
-        images: (N, C, H, W) uint8, memory-mapped and read-only.
+        inputs: (N, C, H, W) uint8, memory-mapped and read-only.
         labels: (N,) int64.
     """
 
@@ -51,8 +51,8 @@ class Stream:
         self.clients = self.parameters.clients
         self.experiences = self.parameters.experiences
         self.classes = source.classes
-        self.shape = tuple(source.images.shape[1:])
-        self.images = source.images
+        self.shape = tuple(source.inputs.shape[1:])
+        self.inputs = source.inputs
         self.labels = source.labels
         self._plan = np.broadcast_to(np.array(record["plan"]), (self.clients, self.classes))
         self._root = root.absolute()
@@ -150,7 +150,7 @@ def build(name: str, parameters: StreamParameters, root: Path) -> Stream:
         "parameters": parameters.model_dump(mode="json"),
         "source": source.digest,
         "classes": source.classes,
-        "shape": list(source.images.shape[1:]),
+        "shape": list(source.inputs.shape[1:]),
         "plan": (plan[:1] if parameters.order == "shared" else plan).tolist(),  # one row stands for all clients
     }
     record["digest"] = _digest(record, manifest)

@@ -37,7 +37,7 @@ def predictions(model: nn.Module, data: LocalData, classes: Sequence[int]) -> to
     """Predicted labels (samples,), restricted to `classes`."""
     model.eval()
     index = torch.as_tensor(classes, device=data.labels.device)
-    return torch.cat([index[model(batch.images)[:, index].argmax(1)] for batch in data.batches(BATCH)])
+    return torch.cat([index[model(batch.inputs)[:, index].argmax(1)] for batch in data.batches(BATCH)])
 
 
 def accuracy(model: nn.Module, data: LocalData, classes: Sequence[int]) -> float:

@@ -110,7 +110,7 @@ class Site:
         return self.load(self.stream.test(None if client == CENTRE else client, experience))
 
     def load(self, rows) -> LocalData:
-        return LocalData(self.stream.images[rows], self.stream.labels[rows], self.device)
+        return LocalData(self.stream.inputs[rows], self.stream.labels[rows], self.device)
 
 
 def resolve_device(name: str) -> str:

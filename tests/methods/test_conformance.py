@@ -160,7 +160,7 @@ def test_no_image_crosses(name, played):
         assert not crossed
         return
     rows = np.concatenate([lab.site.rows(client, 0) for client in lab.site.method.participants])
-    images = torch.from_numpy(lab.site.stream.images[rows])
+    images = torch.from_numpy(lab.site.stream.inputs[rows])
     for kind in (images, images.float(), images.float() / 255, to_float(images)):
         for image in kind:
             raw = image.numpy().tobytes()

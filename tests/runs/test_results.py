@@ -242,7 +242,7 @@ def test_methods_without_fusion_send_nothing(runs, method):
 
 
 def accuracy(predictor, stream, samples, seen) -> float:
-    probabilities = predictor.predict(stream.images[samples])
+    probabilities = predictor.predict(stream.inputs[samples])
     assert probabilities.shape == (len(samples), stream.classes)
     assert np.allclose(probabilities.sum(axis=1), 1, atol=1e-5)
     unseen = sorted(set(range(stream.classes)) - set(seen))

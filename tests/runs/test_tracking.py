@@ -141,7 +141,7 @@ def test_the_model_is_served_by_mlflow(tracked, mlflow_run, workshop):
 
     stream = open_stream("digits", workshop)
     samples = stream.test(None, 0)
-    images = np.ascontiguousarray(stream.images[samples])
+    images = np.ascontiguousarray(stream.inputs[samples])
     mlflow.set_tracking_uri(f"sqlite:///{workshop / 'mlflow.db'}")
     try:
         uri = f"runs:/{mlflow_run.id}/model"

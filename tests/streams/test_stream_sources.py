@@ -76,8 +76,8 @@ LAYOUTS = {
 def test_every_layout_gives_the_same_pixels(write, tmp_path, layout):
     write(LAYOUTS[layout])
     source = load(parameters(), tmp_path)
-    assert np.array_equal(source.images, COLOUR.transpose(0, 3, 1, 2))
-    assert source.images.dtype == np.uint8 and isinstance(source.images, np.memmap)
+    assert np.array_equal(source.inputs, COLOUR.transpose(0, 3, 1, 2))
+    assert source.inputs.dtype == np.uint8 and isinstance(source.inputs, np.memmap)
     assert source.labels.tolist() == LABELS and source.labels.dtype == np.int64
     assert source.classes == 3 and source.is_test is None
 
@@ -85,7 +85,7 @@ def test_every_layout_gives_the_same_pixels(write, tmp_path, layout):
 @pytest.mark.parametrize("images", [structs(GREY), GREY.tolist()], ids=["struct", "lists"])
 def test_grey_images_keep_one_channel(write, tmp_path, images):
     write(images)
-    assert np.array_equal(load(parameters(), tmp_path).images, GREY[:, None])
+    assert np.array_equal(load(parameters(), tmp_path).inputs, GREY[:, None])
 
 
 def test_a_test_file_is_the_sources_own_test_split(write, tmp_path):
@@ -111,8 +111,8 @@ def test_digits_are_scikit_learns(tmp_path):
     from sklearn.datasets import load_digits
 
     source, wanted = load(parameters("digits"), tmp_path), load_digits()
-    assert source.images.shape == (1797, 1, 8, 8) and source.images.max() == 255 and source.classes == 10
-    assert np.array_equal(np.rint(source.images[:, 0] * (16 / 255)), wanted.images)
+    assert source.inputs.shape == (1797, 1, 8, 8) and source.inputs.max() == 255 and source.classes == 10
+    assert np.array_equal(np.rint(source.inputs[:, 0] * (16 / 255)), wanted.images)
     assert np.array_equal(source.labels, wanted.target)
     assert (tmp_path / "data/digits/digits.csv.gz").is_file()
 
