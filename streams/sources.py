@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from streams import digits, parquet
-from streams.folder import written_whole
+from streams.atomic import written_whole
 from streams.parameters import StreamParameters
 from streams.rawfile import sha256
 

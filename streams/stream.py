@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from errors import InputError, nearest
 from streams import manifest as manifests
 from streams import scenario
-from streams.folder import written_whole
+from streams.atomic import written_whole
 from streams.manifest import TEST, TRAIN, Manifest
 from streams.parameters import StreamParameters
 from streams.sources import Source, load, load_known
