@@ -39,7 +39,9 @@ class Stream:
         parameters: what it was built from.
         digest: 64 hexadecimal digits that cover parameters, source, plan and manifest.
         classes, clients, experiences: how many there are.
-        shape: (C, H, W) of an image.
+        shape: (C, H, W) of an image, (L,) of a text as bytes.
+        modality: "image" or "text".
+        task_aware: the experience of a test sample is known, so predictions are made among its classes only.
         inputs: (N, C, H, W) uint8, memory-mapped and read-only.
         labels: (N,) int64.
     """
@@ -52,6 +54,8 @@ class Stream:
         self.experiences = self.parameters.experiences
         self.classes = source.classes
         self.shape = tuple(source.inputs.shape[1:])
+        self.modality = "text" if len(self.shape) == 1 else "image"
+        self.task_aware = self.parameters.scenario == "task-incremental"
         self.inputs = source.inputs
         self.labels = source.labels
         self._plan = np.broadcast_to(np.array(record["plan"]), (self.clients, self.classes))
@@ -85,6 +89,24 @@ class Stream:
         """Sorted indices of what all clients train on in experiences 0..experience."""
         self._check(0, experience)
         return np.sort(self._samples[self._starts[0] : self._starts[(experience + 1) * self.clients]])
+
+    def load(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The samples of these rows of the manifest: inputs (n, *shape) uint8 and labels (n,) int64."""
+        return self.inputs[rows], self.labels[rows]
+
+    def labels_of(self, rows: np.ndarray) -> np.ndarray:
+        """(n,) int64: what `load` gives as labels, without a look at the inputs."""
+        return self.labels[rows]
+
+    def lag(self, client: int) -> float:
+        """How far `client` is behind, as a fraction in [0, 1] of an experience."""
+        self._check(client, 0)
+        return 0.0
+
+    def present(self, client: int, experience: int) -> bool:
+        """Whether `client` is in the federation in `experience`."""
+        self._check(client, experience)
+        return True
 
     def classes_of(self, client: int, experience: int) -> tuple[int, ...]:
         """Sorted classes that the scenario gives to `client` in `experience`."""
