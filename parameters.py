@@ -54,10 +54,15 @@ class Experiment(BaseModel):
     method_parameters: dict[str, Any]
     stream: str
     stream_parameters: StreamParameters
-    model: dict[str, Any]
+    models: list[dict[str, Any]]  # client i has the i-th, round-robin
     train: TrainParameters
     seed: int
     run: RunParameters
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """The server's own network, the first."""
+        return self.models[0]
 
     @property
     def title(self) -> str:
@@ -92,6 +97,7 @@ def read(root: Path, sets: Sequence[str] = ()) -> dict[str, Any]:
         where = f", line {mark.line + 1}" if mark else ""
         raise InputError(f"{path.name}{where}: not valid YAML ({getattr(error, 'problem', error)})") from error
     sections = ("streams", "model", "train", "methods", "run")
+    several = params.pop("models", None) if isinstance(params, dict) else None
     found = ", ".join(map(str, params)) if isinstance(params, dict) else repr(params)
     if not isinstance(params, dict) or set(params) != set(sections):
         raise InputError(f"{path.name}: expected the sections {', '.join(sections)} (got {found})")
@@ -99,8 +105,12 @@ def read(root: Path, sets: Sequence[str] = ()) -> dict[str, Any]:
         section(params, name)
     for name in params["methods"]:
         methods.get(name)  # a misspelt section would be an experiment with defaults
+    params["models"] = several or []
     touched: set[tuple[str, str]] = set()
     for key, value in map(_assignment, sets):
+        if key == ["models"]:
+            params["models"] = value
+            continue
         if key[0] not in sections:
             raise InputError(f"no key '{'.'.join(key)}'; {nearest(key[0], sections)}")
         if key[0] == "streams" and len(key) > 1:
@@ -111,7 +121,7 @@ def read(root: Path, sets: Sequence[str] = ()) -> dict[str, Any]:
             raise InputError(f"--set {'.'.join(key)}: expected a single key, not a whole section")
         if key[0] in ("streams", "methods"):
             touched.add((key[0], key[1]))
-        if key[0] in ("model", "train") and len(key) > 2:
+        if len(key) > 2 and (key[0] == "model" or (key[0] == "train" and key[1] != "augmentation")):
             raise InputError(f"no key '{'.'.join(key)}': '{key[1]}' has no keys below it")
         # Sets of `model` and `train` come after the stream's own, so here they are only checked.
         _put(copy.deepcopy(params) if key[0] in ("model", "train") else params, key, value)
@@ -139,7 +149,8 @@ def known(params: Mapping[str, Any], kind: str, name: str) -> dict[str, Any]:
 
 
 def stream_parameters(params: Mapping[str, Any], name: str) -> StreamParameters:
-    own = {key: value for key, value in known(params, "streams", name).items() if key not in ("model", "train")}
+    overrides = ("model", "models", "train")
+    own = {key: value for key, value in known(params, "streams", name).items() if key not in overrides}
     return checked(StreamParameters, own, f"streams.{name}")
 
 
@@ -164,17 +175,22 @@ def experiment(
     chosen: dict[str, dict[str, Any]] = {"model": {}, "train": {}}
     for key, value in map(_assignment, sets):
         if key[0] in chosen:
-            chosen[key[0]][key[1]] = value
+            _put(chosen[key[0]], key[1:], value)
     model: dict[str, Any] = {}
     for layer in (params["model"], section(own, "model", f"streams.{stream}."), chosen["model"]):
         if layer.get("name", model.get("name")) != model.get("name"):
             model = {}  # another network's options are not this one's
         model = model | layer
-    train = params["train"] | section(own, "train", f"streams.{stream}.") | chosen["train"]
-    if not isinstance(model.get("name"), str):
-        raise InputError(f"model.name: expected the name of a network (got {model.get('name')!r})")
-    name = model.pop("name")
-    model = {"name": name, **models.check(name, model)}
+    train = layered(params["train"], section(own, "train", f"streams.{stream}."), chosen["train"])
+    several = params["models"] if any(key == ["models"] for key, _ in map(_assignment, sets)) else None
+    several = several if several is not None else own.get("models", params["models"])
+    networks = zoo(several) if several else [network(model, "model")]
+    if len(networks) > 1 and not kind.heterogeneous:
+        able = [each for each in methods.names() if methods.get(each).heterogeneous]
+        raise InputError(
+            f"models: {method} needs one network for all clients (got {len(networks)}); "
+            f"clients may have different ones with {', '.join(able)}"
+        )
     about = section(params["methods"], method, "methods.")
     given = {**params["run"], **{key: value for key, value in run.items() if value is not None}}
     result = Experiment(
@@ -182,11 +198,16 @@ def experiment(
         method_parameters=checked(kind.Params, about, f"methods.{method}").model_dump(mode="json"),
         stream=stream,
         stream_parameters=stream_parameters(params, stream),
-        model=model,
+        models=networks,
         train=checked(TrainParameters, train, "train"),
         seed=seed,
         run=checked(RunParameters, given, "run"),
     )
+    if kind.needs_public and not result.stream_parameters.public:
+        raise InputError(
+            f"streams.{stream}.public must be greater than 0 for {method} (got 0): its server learns from samples "
+            "that no client holds"
+        )
     clients = result.train.clients_per_round
     if clients != "all" and not 1 <= clients <= result.stream_parameters.clients:
         raise InputError(
@@ -194,6 +215,32 @@ def experiment(
             f"{result.stream_parameters.clients} (got {clients})"
         )
     return result
+
+
+def layered(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Sections laid over each other, the last one wins; sections inside are laid over each other alike."""
+    result: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            both = isinstance(value, dict) and isinstance(result.get(key), dict)
+            result[key] = layered(result[key], value) if both else value
+    return result
+
+
+def zoo(several: Any) -> list[dict[str, Any]]:
+    """The section `models`: names of networks, or sections like `model`."""
+    if not isinstance(several, list):
+        raise InputError(f"models: expected a list of networks, for example [cnn, cnn4] (got {several!r})")
+    return [network({"name": each} if isinstance(each, str) else each, f"models.{i}") for i, each in enumerate(several)]
+
+
+def network(about: Any, key: str) -> dict[str, Any]:
+    """A section `model` with its options checked and defaults filled in."""
+    if not isinstance(about, dict) or not isinstance(about.get("name"), str):
+        got = about.get("name") if isinstance(about, dict) else about
+        raise InputError(f"{key}.name: expected the name of a network (got {got!r})")
+    options = {option: value for option, value in about.items() if option != "name"}
+    return {"name": about["name"], **models.check(about["name"], options)}
 
 
 def _assignment(text: str) -> tuple[list[str], Any]:

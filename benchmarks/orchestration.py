@@ -30,7 +30,7 @@ from prefect.task_runners import ThreadPoolTaskRunner  # noqa: E402
 from flows.conduct import tracking_description  # noqa: E402
 from flows.experiment import experiment as flow  # noqa: E402
 from flows.server import prefect_server  # noqa: E402
-from methods import Moment  # noqa: E402
+from methods import CENTRE, Moment  # noqa: E402
 from methods.state import State  # noqa: E402
 from methods.training import Client  # noqa: E402
 from parameters import Experiment, experiment  # noqa: E402
@@ -66,7 +66,7 @@ def bare(site: Site) -> float:
 
     def test() -> float:
         data = site.test(-1, 0)
-        model = method.predictor("global", server, State())
+        model = method.predictor("global", server, State(), CENTRE)
         return (predictions(model, data, site.seen(-1, 0)) == data.labels).double().mean().item()
 
     test()
@@ -76,7 +76,7 @@ def bare(site: Site) -> float:
         uploads = []
         for client, data in held.items():
             seen = site.classes(client, 0)
-            update = method.train(Client(client, moment, spec.seed, data, seen, (), State(), sent[client]))
+            update = method.train(Client(client, moment, spec.seed, data, seen, (), False, State(), sent[client]))
             uploads.append(InMemory(client, len(data), update.message))
         server = method.fuse("all", server, uploads, moment)
     return test()

@@ -33,7 +33,7 @@ from randomness import generator
 from validation import Section
 
 from .state import Message, Moment, State
-from .training import Client, TrainParameters, Update
+from .training import Client, LocalData, TrainParameters, Update
 
 CENTRE = -1  # the one participant of a centralised method: it holds the data of all clients
 
@@ -44,19 +44,30 @@ Scope = Literal["server", "client"]
 class Setting:
     """What an experiment fixes for its method."""
 
-    architecture: Architecture
+    architectures: tuple[Architecture, ...]  # client i has the i-th, round-robin; the server's own is the first
     train: TrainParameters
     seed: int
     clients: int
     experiences: int
     device: str = "cpu"
+    public: Callable[[], LocalData] | None = None  # the samples that no client holds, read when they are asked for
 
-    def initial_model(self) -> dict[str, Tensor]:
-        """The common starting point of all clients and methods of one seed."""
-        return self.architecture.initial(generator(self.seed, "model"))
+    @property
+    def architecture(self) -> Architecture:
+        return self.architectures[0]
 
-    def load(self, tensors: Mapping[str, Tensor]) -> nn.Module:
-        return self.architecture.load(tensors, self.device)
+    def place(self, client: int) -> int:
+        """Which of the architectures `client` has; the server and the centre have the first."""
+        return client % len(self.architectures) if client >= 0 else 0
+
+    def initial_model(self, place: int = 0) -> dict[str, Tensor]:
+        """The common starting point of all methods of one seed, and of all clients with this architecture."""
+        names = ("model", place) if place else ("model",)
+        return self.architectures[place].initial(generator(self.seed, *names))
+
+    def load(self, tensors: Mapping[str, Tensor], client: int = CENTRE) -> nn.Module:
+        """`client`'s network with copies of `tensors`, on the experiment's device."""
+        return self.architectures[self.place(client)].load(tensors, self.device)
 
 
 class Upload(Protocol):
@@ -78,6 +89,10 @@ class Method(ABC):
     evaluates: ClassVar[Mapping[str, Scope]] = {"global": "server"}
     # True for upper bounds that break the rule that data stay with the clients: one participant holds all data so far.
     centralised: ClassVar[bool] = False
+    # Whether clients may have different networks (`models: [...]`).
+    heterogeneous: ClassVar[bool] = False
+    # Whether the server learns from the stream's public split.
+    needs_public: ClassVar[bool] = False
 
     class Params(Section):
         """The method's own section `methods.NAME` of params.yaml."""
@@ -134,8 +149,13 @@ class Method(ABC):
     # what is measured
 
     @abstractmethod
-    def predictor(self, kind: str, server: State, client: State) -> nn.Module:
-        """The model of `kind`: images (batch, channels, height, width) -> logits (batch, classes)."""
+    def predictor(self, kind: str, server: State, client: State, holder: int) -> nn.Module:
+        """The model of `kind`: inputs (batch, ...) -> logits (batch, classes).
+
+        Args:
+            client: the holder's state; nothing where the server holds the model.
+            holder: the client, or CENTRE where the server holds the model.
+        """
 
 
 _methods: dict[str, type[Method]] = {}

@@ -18,7 +18,8 @@ class FedAvg(Method):
         theta <- sum_i n_i theta_i / sum_i n_i                      McMahan et al., AISTATS 2017, algorithm 1
 
     It knows nothing of experiences, so it forgets: the floor for every federated continual method. The cross-entropy
-    runs over the classes the client has seen so far. [ours: unseen classes have no data to be wrong about]
+    runs over the classes the client has seen so far [ours: unseen classes have no data to be wrong about], in a
+    task-incremental stream over those of the experience.
     """
 
     def start(self) -> State:
@@ -36,7 +37,7 @@ class FedAvg(Method):
         """The client's loss as a function of model and batch; what is computed once a round is computed here."""
 
         def loss(model: nn.Module, batch: Batch) -> Tensor:
-            return cross_entropy(model(batch.inputs), batch.labels, client.seen)
+            return cross_entropy(model(batch.inputs), batch.labels, client.candidates)
 
         return loss
 
@@ -46,5 +47,5 @@ class FedAvg(Method):
     def fuse(self, job: str, server: State, uploads: Sequence[Upload], moment: Moment) -> State:
         return State({**server.tensors, **weighted_mean(uploads)}, server.values)
 
-    def predictor(self, kind: str, server: State, client: State) -> nn.Module:
+    def predictor(self, kind: str, server: State, client: State, holder: int) -> nn.Module:
         return self.setting.load(server.part("model"))

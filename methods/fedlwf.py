@@ -45,7 +45,7 @@ class FedLwF(FedAvg):
         update = super().train(client)
         if not self.teaches(client.moment):
             return update
-        kept = State(prefixed("previous", self.teacher(client)))
+        kept = State(prefixed("previous", self.teacher(client)), {"experience": client.moment.experience})
         return Update(kept, update.message, update.model, update.loss, update.steps)
 
     def objective(self, client: Client):
@@ -57,7 +57,7 @@ class FedLwF(FedAvg):
             logits = model(batch.inputs)
             with torch.no_grad():
                 old = teacher(batch.inputs)
-            drift = distillation(logits, old, client.known, self.params.temperature)
+            drift = sum(distillation(logits, old, head, self.params.temperature) for head in client.old_heads)
             return cross_entropy(logits, batch.labels, client.classes) + self.params.weight * drift
 
         return loss
@@ -77,7 +77,10 @@ class FedLwF(FedAvg):
 
     @staticmethod
     def teacher(client: Client) -> dict[str, Tensor]:
-        """theta^{t-1}: the received model itself at round 0; later what was sent along, or else kept from then."""
-        if client.moment.round == 0:
-            return client.received.part("model")
-        return client.received.part("previous") or client.state.part("previous")
+        """theta^{t-1}: what was sent along, what was kept from an earlier round, or the received model itself."""
+        if client.moment.round > 0:
+            if sent := client.received.part("previous"):
+                return sent
+            if client.state.values.get("experience") == client.moment.experience:
+                return client.state.part("previous")
+        return client.received.part("model")

@@ -19,18 +19,19 @@ class Local(Method):
     """
 
     evaluates: ClassVar = {"personal": "client"}
+    heterogeneous = True
 
     def start_client(self, client: int) -> State:
-        return State(prefixed("model", self.setting.initial_model()))
+        return State(prefixed("model", self.setting.initial_model(self.setting.place(client))))
 
     def train(self, client: Client) -> Update:
-        model = self.setting.load(client.state.part("model"))
+        model = self.setting.load(client.state.part("model"), client.id)
 
         def objective(model: nn.Module, batch: Batch) -> Tensor:
-            return cross_entropy(model(batch.inputs), batch.labels, client.seen)
+            return cross_entropy(model(batch.inputs), batch.labels, client.candidates)
 
         loss, steps = fit(model, client, self.setting.train, objective)
         return Update(State(prefixed("model", model.state_dict())), None, model, loss, steps)
 
-    def predictor(self, kind: str, server: State, client: State) -> nn.Module:
-        return self.setting.load(client.part("model"))
+    def predictor(self, kind: str, server: State, client: State, holder: int) -> nn.Module:
+        return self.setting.load(client.part("model"), holder)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from randomness import generator
 from validation import Section
 
+from .augmentation import Augmentation
 from .state import Message, Moment, State
 
 
@@ -33,6 +34,9 @@ class TrainParameters(Section):
     clients_per_round: Literal["all"] | int = Field(
         "all", description="clients sampled in a round, at least 1; 'all' takes every client that has data"
     )
+    augmentation: Augmentation = Field(
+        default_factory=Augmentation, description="what is done to training images, batch by batch"
+    )
 
     def optimizer_for(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
         settings = {"lr": self.learning_rate, "weight_decay": self.weight_decay, "fused": True}
@@ -42,7 +46,7 @@ class TrainParameters(Section):
 
 
 class Batch(NamedTuple):
-    inputs: Tensor  # (batch, channels, height, width), float32 in [-1, 1]
+    inputs: Tensor  # images (batch, channels, height, width), float32 in [-1, 1]; texts (batch, length), uint8
     labels: Tensor  # (batch,), int64, global label space
 
 
@@ -52,16 +56,17 @@ def to_float(images: Tensor) -> Tensor:
 
 
 class LocalData:
-    """The samples of one client in one experience, kept as uint8 and turned to float batch by batch.
+    """The samples of one client in one experience, kept as uint8; images are turned to float batch by batch.
 
     Args:
-        images: (samples, channels, height, width), uint8; may be memory-mapped.
+        inputs: images (samples, channels, height, width) or texts (samples, length) in UTF-8, uint8; may be
+            memory-mapped.
         labels: (samples,), int64.
         device: where batches are used.
     """
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, device: torch.device | str = "cpu") -> None:
-        self.inputs = torch.from_numpy(np.ascontiguousarray(images)).to(device)
+    def __init__(self, inputs: np.ndarray, labels: np.ndarray, device: torch.device | str = "cpu") -> None:
+        self.inputs = torch.from_numpy(np.ascontiguousarray(inputs)).to(device)
         self.labels = torch.from_numpy(np.ascontiguousarray(labels)).to(device)
 
     def __len__(self) -> int:
@@ -78,8 +83,12 @@ class LocalData:
             del cuts[-2]
         order = order.to(self.labels.device)
         for start, end in pairwise(cuts):
-            rows = order[start:end]
-            yield Batch(to_float(self.inputs[rows]), self.labels[rows])
+            yield self.batch(order[start:end])
+
+    def batch(self, rows: Tensor) -> Batch:
+        """The samples `rows` as a network takes them."""
+        inputs = self.inputs[rows]
+        return Batch(inputs if inputs.dim() == 2 else to_float(inputs), self.labels[rows])
 
     def shuffled(self, size: int, epochs: int, draw: torch.Generator) -> Iterator[Batch]:
         """`epochs` passes over the data, each in an order of its own drawn from `draw`."""
@@ -89,21 +98,47 @@ class LocalData:
 
 @dataclass(frozen=True)
 class Client:
-    """All that a method may know where a client trains."""
+    """All that a method may know where a client trains.
+
+    `moment` is the client's own: where clients arrive asynchronously it lags behind the server's.
+    """
 
     id: int
     moment: Moment
     seed: int
     data: LocalData
     classes: tuple[int, ...]  # C_i^t, those of the current experience
-    known: tuple[int, ...]  # C_i^{<t}, those of earlier experiences
+    earlier: tuple[tuple[int, ...], ...]  # C_i^s of each experience s < t
+    task_aware: bool  # the experience of a sample is known when it is predicted (task-incremental)
     state: State  # what this client kept from its last participation
     received: Message | None  # what the server sent
+
+    @cached_property
+    def known(self) -> tuple[int, ...]:
+        """C_i^{<t}, sorted."""
+        return tuple(sorted({label for classes in self.earlier for label in classes}))
 
     @cached_property
     def seen(self) -> tuple[int, ...]:
         """C_i^{<=t}, sorted."""
         return tuple(sorted({*self.known, *self.classes}))
+
+    @property
+    def candidates(self) -> tuple[int, ...]:
+        """The classes among which a sample of the current experience is predicted: C_i^t if it is known to be of it."""
+        return self.classes if self.task_aware else self.seen
+
+    @property
+    def old_heads(self) -> tuple[tuple[int, ...], ...]:
+        """The groups of earlier classes that compete with each other: one per experience if task-aware, else one."""
+        return self.earlier if self.task_aware else ((self.known,) if self.known else ())
+
+    def batches(self, train: TrainParameters) -> Iterator[Batch]:
+        """`local_epochs` passes over the client's data in minibatches, shuffled and augmented."""
+        draw = self.generator("augmentation")
+        for batch in self.data.shuffled(train.batch_size, train.local_epochs, self.generator("batches")):
+            active = train.augmentation.active
+            yield Batch(train.augmentation.apply(batch.inputs, draw), batch.labels) if active else batch
 
     def generator(self, purpose: str) -> torch.Generator:
         """This client's own stream of randomness for `purpose` in this round."""
@@ -143,17 +178,27 @@ def distillation(student: Tensor, teacher: Tensor, classes: Sequence[int], tempe
 
 
 def fit(
-    model: nn.Module, client: Client, train: TrainParameters, loss: Callable[[nn.Module, Batch], Tensor]
+    model: nn.Module,
+    client: Client,
+    train: TrainParameters,
+    loss: Callable[[nn.Module, Batch], Tensor],
+    adjust: Callable[[nn.Module], None] | None = None,
 ) -> tuple[float, int]:
-    """Minimises `loss` over the client's data for `local_epochs`; returns the mean loss and the number of steps."""
+    """Minimises `loss` over the client's data for `local_epochs`; returns the mean loss and the number of steps.
+
+    Args:
+        adjust: called with the model between backward and step, to change its gradients in place.
+    """
     model.train()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = train.optimizer_for(parameters)
     total, steps = torch.zeros((), device=client.data.labels.device), 0
-    for batch in client.data.shuffled(train.batch_size, train.local_epochs, client.generator("batches")):
+    for batch in client.batches(train):
         value = loss(model, batch)
         optimizer.zero_grad()
         value.backward()
+        if adjust:
+            adjust(model)
         optimizer.step()
         total += value.detach()  # stays on the device: reading it every step would wait for the GPU
         steps += 1

@@ -72,10 +72,10 @@ def evaluate(
             models.clear()  # one model in memory, however many clients
             held = clients.get(client)
             state = site.read(held) if held else site.method.start_client(client)
-            models[kind, client] = site.method.predictor(kind, site.read(server), state)
+            models[kind, client] = site.method.predictor(kind, site.read(server), state, client)
         model = models[kind, client]
         point = {"trained": trained, "tested": tested}
-        correct = predictions(model, data, site.seen(client, max(trained, tested))) == data.labels
+        correct = predictions(model, data, site.candidates(client, trained, tested)) == data.labels
         rows.append({"model": kind, "client": client, **point, **_score(correct)})
         if kind == main and site.method.evaluates[kind] == "server":
             rows += _received(site, model, data, correct, point)
@@ -85,18 +85,17 @@ def evaluate(
 def _received(site: Site, model: nn.Module, data: LocalData, correct: torch.Tensor, point: dict[str, int]) -> list:
     """Rows of kind `received`, one per client that has test data in the experience."""
     stream, tested = site.stream, point["tested"]
-    everyone = stream.test(None, tested)
+    everyone, everyones = stream.test(None, tested), site.candidates(CENTRE, point["trained"], tested)
     rows = []
     for client in range(stream.clients):
         own = stream.test(client, tested)
         if not len(own):
             continue
-        if stream.parameters.order == "shared":
+        if site.candidates(client, point["trained"], tested) == everyones:
             hits = correct[torch.from_numpy(everyone.searchsorted(own)).to(correct.device)]
-        else:  # the client's own classes so far are not the federation's
-            seen = site.seen(client, max(point["trained"], tested))
+        else:  # the client's own classes are not the federation's
             mine = site.load(own)
-            hits = predictions(model, mine, seen) == mine.labels
+            hits = predictions(model, mine, site.candidates(client, point["trained"], tested)) == mine.labels
         rows.append({"model": "received", "client": client, **point, **_score(hits)})
     return rows
 

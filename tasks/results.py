@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from torch import nn
 
 from methods import State
 from metrics.plots import draw_accuracy, draw_matrix
 from metrics.summary import summarise
+from models import Architecture
+from models.prototypes import NearestPrototype
 
 from .files import file_digest, write_json
 from .run import Run
@@ -71,25 +74,34 @@ def write_models(run: Run, folder: Path) -> None:
     folder.mkdir()
     site = run.site
     server = site.read(run.progress.server)
-    architecture = site.method.setting.architecture
-    described = {
-        "architecture": architecture.name,
-        "shape": list(architecture.shape),
-        "classes": architecture.classes,
-        "options": dict(architecture.options),
-    }
+    setting = site.method.setting
     for kind, scope in site.method.evaluates.items():
         for client in site.method.participants if scope == "client" else (-1,):
             held = run.progress.clients.get(client)
             state = site.read(held) if held else State()
             if scope == "client" and not held:
                 continue  # never took part
-            model = site.method.predictor(kind, server, state)
+            model = site.method.predictor(kind, server, state, client)
             name = kind if client < 0 else f"{kind}-{client}"
             seen = list(site.seen(client, site.stream.experiences - 1))
             tensors = {key: tensor.cpu() for key, tensor in model.state_dict().items()}
-            header = {**described, "kind": kind, "client": client, "seen": seen}
+            header = {**rebuilt(model, setting.architectures[setting.place(client)]), "kind": kind}
+            header |= {"client": client, "seen": seen}
             (folder / f"{name}.safetensors").write_bytes(encode(tensors, header))
+
+
+def rebuilt(model: nn.Module, architecture: Architecture) -> dict[str, Any]:
+    """What `tasks.serving` needs besides the tensors to rebuild a model."""
+    about = {
+        "architecture": architecture.name,
+        "shape": list(architecture.shape),
+        "classes": architecture.classes,
+        "options": dict(architecture.options),
+        "classifier": "head",
+    }
+    if isinstance(model, NearestPrototype):
+        about |= {"classifier": "nearest prototype", "normalise": model.normalise}
+    return about
 
 
 def describe(run: Run) -> dict[str, Any]:

@@ -28,7 +28,7 @@ class RoundFailed(RuntimeError):
 
 def play_round(run: Run, moment: Moment) -> None:
     """One round, from the server's state to its next; only what is admitted counts."""
-    last = moment.round == run.experiment.train.rounds - 1
+    last = moment.round == run.site.rounds_in(moment.experience) - 1
     clients = sample_clients(run, moment)
     broadcasts = run.workers.call(write_broadcasts, run.progress.server, clients, moment)
     kept = run.progress.clients
@@ -49,7 +49,7 @@ def play_round(run: Run, moment: Moment) -> None:
 def sample_clients(run: Run, moment: Moment) -> list[int]:
     """The round's clients, drawn without replacement from those that have data in the experience; sorted."""
     site, wanted = run.site, run.experiment.train.clients_per_round
-    able = [client for client in site.method.participants if len(site.rows(client, moment.experience))]
+    able = [client for client in site.method.participants if site.able(client, moment)]
     if wanted == "all" or wanted >= len(able):
         return able
     draw = generator(run.experiment.seed, "experience", moment.experience, "round", moment.round, "clients")
@@ -85,7 +85,8 @@ def cohorts(run: Run, assignments: Sequence[Assignment]) -> list[list[Assignment
     if not assignments:
         return []
     site = run.site
-    load = {each.client: len(site.rows(each.client, run.progress.next.experience)) for each in assignments}
+    where = {each.client: site.own(each.client, run.progress.next).experience for each in assignments}
+    load = {client: len(site.rows(client, experience)) for client, experience in where.items()}
     size = run.experiment.run.cohort
     if size == "auto":
         mean = run.seconds_per_sample * sum(load.values()) / len(load)

@@ -97,17 +97,20 @@ class Run:
     def rounds_left(self, experience: int) -> Iterator[Moment]:
         """The rounds of `experience` that are not done."""
         first = self.progress.next.round if self.progress.next.experience == experience else 0
-        for number in range(first, self.experiment.train.rounds):
+        for number in range(first, self.site.rounds_in(experience)):
             yield Moment(experience, number)
 
     @property
     def steps(self) -> int:
         """Rounds and evaluations in all."""
-        return self.site.stream.experiences * (self.experiment.train.rounds + 1) + 1
+        last = self.site.stream.experiences - 1
+        return last * (self.experiment.train.rounds + 1) + self.site.rounds_in(last) + 2
 
     @property
     def steps_done(self) -> int:
         experience, number = self.progress.next
+        if experience == self.site.stream.experiences:
+            return self.steps
         return experience * (self.experiment.train.rounds + 1) + number + self.progress.evaluated
 
     # moving on
@@ -121,7 +124,7 @@ class Run:
         store.keep_only("broadcasts", ())
         store.keep_only("states", {self.progress.server, *self.progress.clients.values()})
         experience, number = next
-        rounds = self.experiment.train.rounds
+        rounds = self.site.rounds_in(min(experience, self.site.stream.experiences - 1))
         what = f"experience {experience}, " + (f"round {number}" if number < rounds else "evaluation")
         self.on_progress(self.steps_done, self.steps, "results" if self.steps_done == self.steps else what)
 

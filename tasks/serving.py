@@ -6,13 +6,18 @@ probabilities = model.predict(images)       # uint8 (n, channels, height, width)
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from methods.training import to_float
+from methods import State
+from methods.training import LocalData
 from models import Architecture
+from models.prototypes import NearestPrototype
 
 from .store import decode
 
@@ -25,16 +30,26 @@ class Predictor:
         header = content.header
         shape = tuple(header["shape"])
         architecture = Architecture(header["architecture"], shape, header["classes"], header["options"])
-        self.model = architecture.load(content.tensors).eval()
+        self.model = load(architecture, content.tensors, header).eval()
         self.shape, self.classes, self.seen = shape, header["classes"], header["seen"]
 
     @torch.no_grad()
-    def predict(self, images: np.ndarray, params: dict | None = None) -> np.ndarray:
-        """uint8 images (n, channels, height, width) -> probabilities (n, classes), float32."""
-        logits = self.model(to_float(torch.from_numpy(np.ascontiguousarray(images, dtype=np.uint8))))
+    def predict(self, inputs: np.ndarray, params: dict | None = None) -> np.ndarray:
+        """uint8 images (n, channels, height, width) or texts (n, length) -> probabilities (n, classes), float32."""
+        data = LocalData(np.asarray(inputs, dtype=np.uint8), np.zeros(len(inputs), dtype=np.int64))
+        logits = self.model(data.batch(torch.arange(len(data))).inputs)
         probabilities = torch.zeros(len(logits), self.classes)
         probabilities[:, self.seen] = logits[:, self.seen].softmax(dim=1)
         return probabilities.numpy()
+
+
+def load(architecture: Architecture, tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any]) -> nn.Module:
+    """The module that `tasks.results.rebuilt` described."""
+    if header["classifier"] == "head":
+        return architecture.load(tensors)
+    own = State(tensors)
+    network = architecture.load(own.part("network"))
+    return NearestPrototype(network, tensors["prototypes"], tensors["known"], header["normalise"])
 
 
 def _load_pyfunc(path: str) -> Predictor:

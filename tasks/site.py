@@ -6,6 +6,7 @@ sees the project and the store can do any of them.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import torch
 
 import methods
 from errors import InputError
-from methods import CENTRE, Method, Setting, State
+from methods import CENTRE, Method, Moment, Setting, State
 from methods.training import LocalData
 from models import Architecture
 from parameters import Experiment
@@ -58,14 +59,20 @@ class Site:
     def method(self) -> Method:
         experiment, stream = self.experiment, self.stream
         kind = methods.get(experiment.method)
-        options = {key: value for key, value in experiment.model.items() if key != "name"}
+        if stream.modality == "text" and experiment.train.augmentation.active:
+            raise InputError(f"train.augmentation is for images, but the inputs of stream {stream.name} are texts")
+        architectures = []
+        for model in experiment.models:
+            options = {key: value for key, value in model.items() if key != "name"}
+            architectures.append(Architecture(model["name"], stream.shape, stream.classes, options))
         setting = Setting(
-            Architecture(experiment.model["name"], stream.shape, stream.classes, options),
+            tuple(architectures),
             experiment.train,
             experiment.seed,
             stream.clients,
             stream.experiences,
             self.device,
+            lambda: self.load(stream.public()),
         )
         return kind(kind.Params(**experiment.method_parameters), setting)
 
@@ -80,23 +87,53 @@ class Site:
     def write(self, state: State) -> Ref:
         return self.store.put("states", state.tensors, {"values": dict(state.values)})
 
-    # who sees what, when
+    # who is where, when
+
+    def rounds_in(self, experience: int) -> int:
+        """Rounds of an experience; the last one waits for the clients that lag behind."""
+        rounds = self.experiment.train.rounds
+        if experience < self.stream.experiences - 1:
+            return rounds
+        return rounds + max(self.lag(client) for client in self.method.participants)
+
+    def lag(self, client: int) -> int:
+        """How many rounds `client` is behind the federation."""
+        return 0 if client == CENTRE else round(self.stream.lag(client) * self.experiment.train.rounds)
+
+    def own(self, client: int, moment: Moment) -> Moment | None:
+        """Where `client` is in its own stream at the server's `moment`; None: it has not begun, or is done."""
+        rounds = self.experiment.train.rounds
+        passed = moment.experience * rounds + moment.round - self.lag(client)
+        return Moment(*divmod(passed, rounds)) if 0 <= passed < self.stream.experiences * rounds else None
+
+    def able(self, client: int, moment: Moment) -> bool:
+        """Whether `client` has anything to train on at the server's `moment`."""
+        own = self.own(client, moment)
+        return own is not None and len(self.rows(client, own.experience)) > 0
+
+    # who sees what
 
     def classes(self, client: int, experience: int) -> tuple[int, ...]:
         """C_i^t; for the centre all classes so far, since it holds all data so far."""
         stream = self.stream
         return stream.seen_by_all(experience) if client == CENTRE else stream.classes_of(client, experience)
 
-    def known(self, client: int, experience: int) -> tuple[int, ...]:
-        """C_i^{<t}."""
-        if experience == 0 or client == CENTRE:
-            return ()
-        return self.stream.seen(client, experience - 1)
+    def earlier(self, client: int, experience: int) -> tuple[tuple[int, ...], ...]:
+        """C_i^s of each experience s < t."""
+        return () if client == CENTRE else tuple(self.stream.classes_of(client, past) for past in range(experience))
 
     def seen(self, client: int, experience: int) -> tuple[int, ...]:
         """C_i^{<=t}; for client -1 over all clients."""
         stream = self.stream
         return stream.seen_by_all(experience) if client == CENTRE else stream.seen(client, experience)
+
+    def candidates(self, client: int, trained: int, tested: int) -> tuple[int, ...]:
+        """The classes among which samples of experience `tested` are predicted after experience `trained`."""
+        stream = self.stream
+        if not stream.task_aware:
+            return self.seen(client, max(trained, tested))
+        clients = range(stream.clients) if client == CENTRE else (client,)
+        return tuple(sorted({label for each in clients for label in stream.classes_of(each, tested)}))
 
     def rows(self, client: int, experience: int):
         stream = self.stream
@@ -110,7 +147,7 @@ class Site:
         return self.load(self.stream.test(None if client == CENTRE else client, experience))
 
     def load(self, rows) -> LocalData:
-        return LocalData(self.stream.inputs[rows], self.stream.labels[rows], self.device)
+        return LocalData(*self.stream.load(rows), self.device)
 
 
 def resolve_device(name: str) -> str:
@@ -148,3 +185,6 @@ def prepare_process() -> None:
     torch.set_num_threads(1)
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
+    if torch.cuda.is_available():  # on a CPU it would only cost time
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)

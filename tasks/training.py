@@ -64,14 +64,16 @@ def train_one(site: Site, moment: Moment, assignment: Assignment, last_round: bo
     """Reads what the client received and kept, trains, writes what it keeps and uploads."""
     started = time.perf_counter()
     number, method = assignment.client, site.method
-    data = site.data(number, moment.experience)
+    own = site.own(number, moment)
+    data = site.data(number, own.experience)
     client = Client(
         id=number,
-        moment=moment,
+        moment=own,
         seed=site.experiment.seed,
         data=data,
-        classes=site.classes(number, moment.experience),
-        known=site.known(number, moment.experience),
+        classes=site.classes(number, own.experience),
+        earlier=site.earlier(number, own.experience),
+        task_aware=site.stream.task_aware,
         state=site.read(assignment.state) if assignment.state else method.start_client(number),
         received=site.read(assignment.broadcast) if assignment.broadcast else None,
     )
@@ -89,19 +91,23 @@ def train_one(site: Site, moment: Moment, assignment: Assignment, last_round: bo
         steps=update.steps,
         loss=update.loss,
         seconds=time.perf_counter() - started,
-        accuracies=before_fusion(site, number, moment.experience, update.model) if last_round else [],
+        accuracies=before_fusion(site, number, moment.experience, own.experience, update.model) if last_round else [],
     )
 
 
-def before_fusion(site: Site, client: int, experience: int, model) -> list[dict[str, Any]]:
-    """Accuracy of a client's own model on its own test data, measured where the data are: rows of kind `trained`."""
+def before_fusion(site: Site, client: int, experience: int, own: int, model) -> list[dict[str, Any]]:
+    """Accuracy of a client's own model on its own test data, measured where the data are: rows of kind `trained`.
+
+    Args:
+        experience: the federation's; `own`: the client's, which may lag behind.
+    """
     if client == CENTRE:
         return []
     rows = []
-    for tested in range(experience + 1):
+    for tested in range(own + 1):
         data = site.test(client, tested)
         if len(data):
-            correct = accuracy(model, data, site.seen(client, experience))
+            correct = accuracy(model, data, site.candidates(client, own, tested))
             rows.append(
                 {"model": "trained", "client": client, "trained": experience, "tested": tested, "accuracy": correct}
                 | {"samples": len(data)}

@@ -42,8 +42,9 @@ def warm_up(opened: Site) -> None:
     """One training step on a throw-away model: torch imports and compiles for a second when it is first used."""
     setting = opened.method.setting
     model = setting.load(setting.architecture.initial(torch.Generator()))
-    images = torch.zeros(2, *setting.architecture.shape, device=setting.device)
-    model(images).square().mean().backward()
+    kind = torch.uint8 if opened.stream.modality == "text" else torch.float32
+    inputs = torch.zeros(2, *setting.architecture.shape, dtype=kind, device=setting.device)
+    model(inputs).square().mean().backward()
     setting.train.optimizer_for(list(model.parameters())).step()
 
 

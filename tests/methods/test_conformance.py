@@ -253,7 +253,7 @@ def test_predictors_map_images_to_logits_over_all_classes(name, played):
         for holder in holders:
             client = lab.client(holder) if scope == "client" else State()
             for batch in (1, 5):
-                model = method.predictor(kind, lab.server, client).eval()
+                model = method.predictor(kind, lab.server, client, holder).eval()
                 logits = model(torch.zeros(batch, *stream.shape))
                 assert logits.shape == (batch, stream.classes)
                 assert torch.isfinite(logits).all()

@@ -115,7 +115,7 @@ def test_methods_with_one_network_are_compared_from_one_start(name, played):
     method, server = lab.site.method, lab.site.method.start()
     images = torch.randn(4, *lab.site.stream.shape, generator=torch.Generator().manual_seed(0))
     for kind in method.evaluates:
-        model = method.predictor(kind, server, method.start_client(0))
+        model = method.predictor(kind, server, method.start_client(0), 0)
         initial = method.setting.load(method.setting.initial_model())
         assert torch.equal(model(images), initial(images))
 
