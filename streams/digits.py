@@ -16,16 +16,18 @@ from uuid import uuid4
 import numpy as np
 
 from errors import InputError
+from streams import column
+from streams.arrays import Images
 from streams.parameters import StreamParameters
-from streams.rawfile import check_labels, shown
+from streams.rawfile import shown
 
 RAW = Path("data/digits/digits.csv.gz")
-OPTIONS = {"classes"}
+OPTIONS = {"classes", "size"}
 SIDE = 8
 GREYS = 16  # the raw values are 0..16
 
 
-def files(parameters: StreamParameters, root: Path) -> list[Path]:
+def files(parameters: StreamParameters, root: Path) -> dict[str, Path]:
     """The raw file, copied from the installed scikit-learn if it is missing."""
     path = root / RAW
     if not path.is_file():
@@ -36,7 +38,7 @@ def files(parameters: StreamParameters, root: Path) -> list[Path]:
         temporary = path.with_name(f".{path.name}.{uuid4().hex}")
         shutil.copyfile(Path(package.submodule_search_locations[0]) / "datasets/data/digits.csv.gz", temporary)
         temporary.replace(path)
-    return [path]
+    return {"train": path}
 
 
 def decode(parameters: StreamParameters, root: Path, folder: Path) -> None:
@@ -45,7 +47,7 @@ def decode(parameters: StreamParameters, root: Path, folder: Path) -> None:
     Raises:
         InputError: the raw file is damaged, or a label is not below `classes`.
     """
-    (path,) = files(parameters, root)
+    path = files(parameters, root)["train"]
     name = shown(path, root)
     try:
         with gzip.open(path, "rt") as file:
@@ -56,8 +58,9 @@ def decode(parameters: StreamParameters, root: Path, folder: Path) -> None:
         ) from error
     if table.shape[1:] != (SIDE * SIDE + 1,) or len(table) == 0:
         raise InputError(f"{name}: expected rows of {SIDE * SIDE} pixels and a label; delete it to have it made anew")
-    labels = table[:, -1].astype(np.int64)
-    check_labels(labels, parameters.classes, name)
-    images = np.rint(table[:, :-1] * (255 / GREYS)).astype(np.uint8)
-    np.save(folder / "inputs.npy", images.reshape(-1, 1, SIDE, SIDE))
-    np.save(folder / "labels.npy", labels)
+    labels = column.Column(name, table[:, -1].astype(np.int64))
+    np.save(folder / "labels.npy", column.labels([labels], [], parameters.classes))
+    images = np.rint(table[:, :-1] * (255 / GREYS)).astype(np.uint8).reshape(-1, 1, SIDE, SIDE)
+    with Images(folder / "inputs.npy", parameters.size) as inputs:
+        for row, image in enumerate(images):
+            inputs.add(image, f"{name}, row {row}")

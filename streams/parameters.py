@@ -8,6 +8,9 @@ from pydantic import Field, field_validator, model_validator
 
 from validation import Section
 
+# What `source` may begin with, and what follows.
+SOURCES = {"digits": "", "parquet:": "PATH", "csv:": "PATH", "folder:": "PATH", "torchvision:": "NAME"}
+
 
 class Partition(Section):
     """How the samples of one class are shared out among the clients."""
@@ -29,15 +32,32 @@ class StreamParameters(Section):
     """One stream: a source, a scenario (which classes when) and a partition (which samples to whom)."""
 
     source: str = Field(
-        description="'digits', or 'parquet:PATH' where PATH, relative to the project folder, is one .parquet file "
-        "or a folder that holds train.parquet and optionally test.parquet"
+        description="'digits'; 'parquet:PATH' (images or texts), 'csv:PATH' (texts) or 'folder:PATH' (images), PATH "
+        "being a file or a folder, relative to the project folder; or 'torchvision:NAME'"
     )
     image: str | None = Field(
         None,
         description="parquet only: the column of images; by default the first that is binary, a struct of bytes "
         "and path, or a list",
     )
-    label: str | None = Field(None, description="parquet only: the integer column of labels; by default 'label'")
+    text: str | None = Field(
+        None, description="parquet and csv: the column of texts; by default parquet has images, and csv 'text'"
+    )
+    label: str | None = Field(
+        None, description="parquet and csv: the column of labels, integers from 0 or names; by default 'label'"
+    )
+    client: str | None = Field(
+        None, description="parquet and csv: the column that says whose a sample is, integers or names; by default none"
+    )
+    length: int | None = Field(
+        None, ge=4, le=65536, description="texts only: bytes that are kept of a text, 4 to 65536; by default 512"
+    )
+    size: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="images only: scale every image to size x size pixels, 1 to 1024; by default they stay as they are",
+    )
     classes: int | None = Field(
         None,
         ge=2,
@@ -68,9 +88,10 @@ class StreamParameters(Section):
     @field_validator("source")
     @classmethod
     def _known_source(cls, source: str) -> str:
-        kind, _, path = source.partition(":")
-        if source != "digits" and not (kind == "parquet" and path.strip()):
-            raise ValueError("must be 'digits' or 'parquet:PATH'")
+        kind, _, rest = source.partition(":")
+        if source != "digits" and not (f"{kind}:" in SOURCES and rest.strip()):
+            *others, last = (repr(known + SOURCES[known]) for known in SOURCES)
+            raise ValueError(f"must be {', '.join(others)} or {last}")
         return source
 
     @model_validator(mode="after")

@@ -1,186 +1,114 @@
-"""Images in Parquet files, in the layouts that Hugging Face data sets have.
+"""Images or texts in Parquet files, in the layouts that Hugging Face data sets have.
 
 An image column is a struct {bytes, path} or plain binary (a file that Pillow reads), or nested lists of integers
-(H, W) or (H, W, C). Rows are decoded in small batches into a memory-mapped array, so that memory stays flat. Rows are
+(H, W) or (H, W, C). Rows are decoded in small batches and written one by one, so that memory stays flat. Rows are
 counted from 0 in every message.
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable
+import re
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from PIL import Image
 
-from errors import InputError, nearest
+from errors import InputError
+from streams import column
+from streams.arrays import Images, Rows
 from streams.parameters import StreamParameters
-from streams.rawfile import check_labels, shown
+from streams.parquet_file import ParquetPart
+from streams.rawfile import located, shown
 
-OPTIONS = {"image", "label", "classes"}
-ROWS = 128  # read at once: 128 images of 224 x 224 x 3 as lists of int64 are 154 MB
-CHANNELS = 4  # more than this in a list's last place is no image
+OPTIONS = {"image", "text", "label", "client", "classes", "length", "size"}
+SHARD = re.compile(r"(?P<part>train|test)-(?P<number>\d+)-of-(?P<count>\d+)(-\w+)?\.parquet")  # Hugging Face's naming
 
 
-def files(parameters: StreamParameters, root: Path) -> list[Path]:
-    """[train] or [train, test].
+def files(parameters: StreamParameters, root: Path) -> dict[str, Path]:
+    """The files by their part: 'train', 'test', or 'train/0', 'train/1', ... where a part has several.
+
+    PATH is one file, or a folder with train.parquet (and test.parquet), or with train-00000-of-00002.parquet and so on
+    (and the same for test), or with Parquet files of other names, which are then all for training. Where the names say
+    what is for training, other files such as validation-00000-of-00001.parquet are left alone.
 
     Raises:
-        InputError: no such file or folder.
+        InputError: no such file or folder, a shard is missing, or the names say two things.
     """
-    path = root / parameters.source.removeprefix("parquet:").strip()
-    train = path / "train.parquet" if path.is_dir() else path
-    if not train.is_file():
-        raise InputError(f"{shown(train, root)}: no such file (wanted by source {parameters.source!r})")
-    test = path / "test.parquet"
-    return [train, test] if test.is_file() else [train]
+    path = located(parameters, root)
+    if not path.is_dir():
+        if not path.is_file():
+            raise InputError(f"{shown(path, root)}: no such file (wanted by source {parameters.source!r})")
+        return {"train": path}
+    parts = {part: _shards(path, part, root) for part in ("train", "test")}
+    if not parts["train"]:
+        others = sorted(path.glob("[!.]*.parquet"))
+        if parts["test"] or not others:
+            wanted = f"no such file (wanted by source {parameters.source!r})"
+            raise InputError(f"{shown(path / 'train.parquet', root)}: {wanted}")
+        odd = [found for found in others if found.name.lower().startswith(("test", "val"))]
+        if odd:
+            raise InputError(
+                f"{shown(odd[0], root)}: by its name not for training; call the files for training train.parquet or "
+                "train-00000-of-00001.parquet, or name one file"
+            )
+        parts["train"] = others
+    return {
+        name if len(shards) == 1 else f"{name}/{number}": shard
+        for name, shards in parts.items()
+        for number, shard in enumerate(shards)
+    }
+
+
+def _shards(folder: Path, part: str, root: Path) -> list[Path]:
+    """The files of one part in their order; none where the folder has none."""
+    whole = folder / f"{part}.parquet"
+    shards = {}
+    for found in sorted(folder.glob(f"{part}-*.parquet")):
+        name = SHARD.fullmatch(found.name)
+        if name:
+            shards.setdefault(int(name["count"]), {})[int(name["number"])] = found
+    if len(shards) + whole.is_file() > 1:
+        raise InputError(f"{shown(folder, root)}: holds more than one set of {part} files; keep one, or name a file")
+    if whole.is_file() or not shards:
+        return [whole] if whole.is_file() else []
+    ((count, numbered),) = shards.items()
+    missing = sorted(set(range(count)) - set(numbered))
+    if missing:
+        raise InputError(f"{shown(folder, root)}: {part} shard {missing[0]:05d} of {count:05d} is missing")
+    return [numbered[number] for number in range(count)]
 
 
 def decode(parameters: StreamParameters, root: Path, folder: Path) -> None:
-    """Write inputs.npy (N, C, H, W) uint8, labels.npy (N,) int64 and, for two files, split.npy (N,) bool.
+    """Write inputs.npy (N, C, H, W) or (N, length) uint8, labels.npy (N,) int64 and, where there are test files,
+    split.npy (N,) bool; with a client column clients.npy (N,) int64.
 
     Raises:
         InputError: names the file, and the row or column that is wrong.
     """
-    parts = [_File(path, parameters, root) for path in files(parameters, root)]
-    labels = [part.labels(parameters.classes) for part in parts]  # all of them before the slow part
-    images = None
-    row = 0
-    for part in parts:
-        for image in part.images():
-            if images is None:
-                shape = (sum(map(len, labels)), *image.shape)
-                images = np.lib.format.open_memmap(folder / "inputs.npy", mode="w+", dtype=np.uint8, shape=shape)
-            elif image.shape != images.shape[1:]:
-                row -= sum(len(known) for known in labels[: parts.index(part)])
-                raise InputError(f"{part.name}, row {row}: image is {_size(image)}, the first is {_size(images[0])}")
-            images[row] = image
-            row += 1
-    images.flush()
-    np.save(folder / "labels.npy", np.concatenate(labels))
-    if len(parts) == 2:
-        np.save(folder / "split.npy", np.repeat([False, True], [len(known) for known in labels]))
-
-
-class _File:
-    """One Parquet file whose columns have been found."""
-
-    def __init__(self, path: Path, parameters: StreamParameters, root: Path) -> None:
-        self.name = shown(path, root)
-        try:
-            self.file = pq.ParquetFile(path)
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{self.name}: not a whole Parquet file ({_first_line(error)})") from error
-        if self.file.metadata.num_rows == 0:
-            raise InputError(f"{self.name}: holds no rows")
-        self.columns = {field.name: field.type for field in self.file.schema_arrow}
-        self.image = self._image_column(parameters.image)
-        self.label = self._label_column(parameters.label)
-
-    def labels(self, classes: int | None) -> np.ndarray:
-        """(N,) int64, checked to be in range."""
-        column = self._read(lambda: self.file.read([self.label]).column(0))
-        if column.null_count:
-            row = int(np.flatnonzero(column.is_null().to_numpy())[0])
-            raise InputError(f"{self.name}, row {row}: no label")
-        labels = column.to_numpy().astype(np.int64)
-        check_labels(labels, classes, self.name)
-        return labels
-
-    def images(self):
-        """Yields (C, H, W) uint8, row by row."""
-        kind = self.columns[self.image]
-        decode = _from_lists if _is_list(kind) else _from_file
-        row = 0
-        batches = self.file.iter_batches(ROWS, columns=[self.image])
-        while (batch := self._read(lambda: next(batches, None))) is not None:
-            column = batch.column(0)
-            cells = column.field("bytes") if pa.types.is_struct(kind) else column
-            for i in range(len(cells)):
-                try:
-                    if not column[i].is_valid or not cells[i].is_valid:
-                        raise ValueError("no image bytes" if decode is _from_file else "no image")
-                    yield decode(cells.slice(i, 1))
-                except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-                    raise InputError(f"{self.name}, row {row}: undecodable image ({_first_line(error)})") from error
-                row += 1
-
-    def _read(self, read: Callable):
-        try:
-            return read()
-        except (pa.ArrowException, OSError) as error:  # a footer that is whole, over pages that are not
-            raise InputError(f"{self.name}: damaged Parquet file ({_first_line(error)})") from error
-
-    def _image_column(self, wanted: str | None) -> str:
-        fit = [name for name, kind in self.columns.items() if _is_image(kind)]
-        if wanted is None and fit:
-            return fit[0]
-        if wanted in fit:
-            return wanted
-        if wanted is None:
-            raise InputError(f"{self.name}: no column of images among {', '.join(self.columns)}")
-        raise self._unfit("image", wanted, "a column of images", fit)
-
-    def _label_column(self, wanted: str | None) -> str:
-        fit = [name for name, kind in self.columns.items() if pa.types.is_integer(kind)]
-        name = wanted or "label"
-        if name in fit:
-            return name
-        if wanted is None and name not in self.columns:
-            raise InputError(f"{self.name}: no column 'label'; set label to one of {', '.join(fit) or 'no column'}")
-        raise self._unfit("label", name, "an integer column", fit)
-
-    def _unfit(self, key: str, wanted: str, expected: str, fit: list[str]) -> InputError:
-        if wanted in self.columns:
-            choice = f"; {', '.join(fit)} would be" if fit else ""
-            return InputError(f"{self.name}: {key} {wanted!r} is {self.columns[wanted]}, not {expected}{choice}")
-        return InputError(f"{self.name}: no column {wanted!r} ({key}); {nearest(wanted, fit or self.columns)}")
-
-
-def _from_file(cell: pa.Array) -> np.ndarray:
-    with Image.open(io.BytesIO(cell[0].as_py())) as image:
-        if image.mode in ("1", "L", "LA"):
-            return np.asarray(image.convert("L"))[None]
-        return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
-
-
-def _from_lists(cell: pa.Array) -> np.ndarray:
-    shape = []
-    while _is_list(cell.type):
-        lengths = pc.unique(pc.list_value_length(cell))
-        if len(lengths) != 1 or not lengths[0].as_py():
-            raise ValueError("its lists differ in length or are empty")
-        shape.append(lengths[0].as_py())
-        cell = cell.flatten()
-    if cell.null_count:
-        raise ValueError("a pixel is missing")
-    pixels = cell.to_numpy()
-    if pixels.dtype.kind not in "iu" or pixels.min() < 0 or pixels.max() > 255:
-        raise ValueError("pixels are not integers in 0..255")
-    if len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] > CHANNELS):
-        raise ValueError(f"shape {tuple(shape)} is neither (H, W) nor (H, W, C)")
-    pixels = pixels.astype(np.uint8).reshape(shape)
-    return pixels[None] if len(shape) == 2 else pixels.transpose(2, 0, 1)
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-
-
-def _is_image(kind: pa.DataType) -> bool:
-    if pa.types.is_struct(kind):
-        return kind.get_field_index("bytes") >= 0 and pa.types.is_binary(kind.field("bytes").type)
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or _is_list(kind)
-
-
-def _size(image: np.ndarray) -> str:
-    channels, height, width = image.shape
-    return f"{height} x {width} with {channels} channel{'s' if channels > 1 else ''}"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".")
+    if parameters.text is not None and parameters.image is not None:
+        raise InputError(f"image and text are both set ({parameters.image!r}, {parameters.text!r}); leave one out")
+    given, kind = ("length", "images") if parameters.text is None else ("size", "texts")
+    if getattr(parameters, given) is not None:
+        raise InputError(f"{given} is set, but {parameters.source} is a source of {kind}")
+    parts = {}
+    for name, path in files(parameters, root).items():
+        parts[name] = ParquetPart(path, shown(path, root), next(iter(parts.values()), parameters))
+    is_test = {name: name.startswith("test") for name in parts}
+    labels = {name: part.column(part.label, "label") for name, part in parts.items()}  # before the slow part
+    train = [labels[name] for name in parts if not is_test[name]]
+    test = [labels[name] for name in parts if is_test[name]]
+    np.save(folder / "labels.npy", column.labels(train, test, parameters.classes))
+    if test:
+        np.save(folder / "split.npy", np.repeat(list(is_test.values()), [len(labels[name].values) for name in parts]))
+    if parameters.client is not None:
+        owners = [part.column(part.client, "client") for part in parts.values()]
+        np.save(folder / "clients.npy", column.clients(owners))
+    if parameters.text is not None:
+        with Rows(folder / "inputs.npy") as inputs:
+            for part in parts.values():
+                for row in part.texts(parameters.length):
+                    inputs.append(row)
+        return
+    with Images(folder / "inputs.npy", parameters.size) as inputs:
+        for part in parts.values():
+            for row, image in enumerate(part.images()):
+                inputs.add(image, f"{part.name}, row {row}")

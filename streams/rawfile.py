@@ -1,15 +1,16 @@
-"""What all sources need of their raw files: a name to show, a digest, and labels that are in range."""
+"""What all sources need of their raw files: where they lie, a name to show, a digest."""
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
 
-import numpy as np
+from streams.parameters import StreamParameters
 
-from errors import InputError
 
-MOST_CLASSES = 100_000  # a larger label is more likely an identifier in the wrong column
+def located(parameters: StreamParameters, root: Path) -> Path:
+    """PATH of the source 'KIND:PATH': absolute, or relative to the project folder."""
+    return root / parameters.source.partition(":")[2].strip()
 
 
 def shown(path: Path, root: Path) -> str:
@@ -23,14 +24,6 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def check_labels(labels: np.ndarray, classes: int | None, name: str) -> None:
-    """Labels (N,) are in 0..classes-1; without `classes`, in 0..MOST_CLASSES-1.
-
-    Raises:
-        InputError: names the file and the first wrong row, counted from 0.
-    """
-    below = classes or MOST_CLASSES
-    wrong = np.flatnonzero((labels < 0) | (labels >= below))
-    if len(wrong):
-        row = int(wrong[0])
-        raise InputError(f"{name}, row {row}: label {labels[row]} is outside 0..{below - 1}")
+def first_line(error: Exception) -> str:
+    """A library's error without its line breaks and final stop, to stand inside a sentence."""
+    return str(error).strip().split("\n")[0].rstrip(".")

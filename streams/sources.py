@@ -5,7 +5,11 @@ arrays lie in `built/sources/<digest>`, where all processes that open them share
 
     python -m streams.sources       put the digits' raw file into data/ (part of `make setup`)
 
-Adding a source is a module with OPTIONS, files() and decode(), and its line in KINDS.
+Adding a source is a module with three things, its line in KINDS and one in `parameters.SOURCES`:
+
+    OPTIONS                             the parameters that change its arrays
+    files(parameters, root)             its raw files by name: 'train', 'test', or other names if they matter
+    decode(parameters, root, folder)    write inputs.npy, labels.npy and, where it has them, split.npy and clients.npy
 """
 
 from __future__ import annotations
@@ -17,26 +21,40 @@ from pathlib import Path
 
 import numpy as np
 
-from streams import digits, parquet
+from errors import InputError
+from streams import csv_table, digits, image_folder, parquet, torchvision_sets
 from streams.atomic import written_whole
 from streams.parameters import StreamParameters
 from streams.rawfile import sha256
 
-KINDS = {"digits": digits, "parquet": parquet}
+KINDS = {
+    "csv": csv_table,
+    "digits": digits,
+    "folder": image_folder,
+    "parquet": parquet,
+    "torchvision": torchvision_sets,
+}
 FORMAT = 1  # part of every digest: raise it when the same raw files are decoded to other arrays
+CHOICES = ("image", "label", "text", "client", "length", "size")  # options that not every source has
+# What came after FORMAT 1's first digests is part of a digest only where it is used.
+LATER = ("text", "client", "length", "size")
+PLAIN_NAMES = (["train"], ["train", "test"])
 
 
 @dataclass(frozen=True)
 class Source:
-    """A decoded data set of N images.
+    """A decoded data set of N images or texts.
 
     Attributes:
-        name: what the parameters call it: "digits" or "parquet:PATH".
+        name: what the parameters call it, such as "digits" or "parquet:PATH".
         digest: 64 hexadecimal digits that name raw files and options.
-        inputs: (N, C, H, W) uint8 in 0..255, memory-mapped and read-only.
+        inputs: memory-mapped and read-only: images (N, C, H, W) uint8 in 0..255, or texts (N, length) uint8, their
+            UTF-8 bytes and then zeros.
         labels: (N,) int64 in 0..classes-1.
         is_test: (N,) bool where the source brings its own test split, else None.
         classes: the number of classes.
+        natural_clients: (N,) int64 where the data say whose a sample is (`client`), else None: the owners, numbered
+            from 0 in the sorted order of their names.
     """
 
     name: str
@@ -45,22 +63,31 @@ class Source:
     labels: np.ndarray
     is_test: np.ndarray | None
     classes: int
+    natural_clients: np.ndarray | None
 
 
 def load(parameters: StreamParameters, root: Path) -> Source:
-    """The source that `parameters` name (source, image, label, classes), decoded unless that was done before.
+    """The source that `parameters` name (source and its options), decoded unless that was done before.
 
     Raises:
-        InputError: a file is missing or damaged, a column is unknown, a label or an image is wrong. Then nothing
-            is left in the cache.
+        InputError: a file is missing or damaged, a column is unknown, a label, an image or a text is wrong, or an
+            option is set that the source does not have. Then nothing is left in the cache.
     """
     kind = KINDS[parameters.source.partition(":")[0]]
+    for name in CHOICES:
+        if name not in kind.OPTIONS and getattr(parameters, name) is not None:
+            takes = ", ".join(sorted(kind.OPTIONS - {"source"}))
+            raise InputError(f"{name} is set, but source {parameters.source!r} takes only {takes}")
+    raw = kind.files(parameters, root)
+    options = parameters.model_dump(mode="json", include=kind.OPTIONS)
     identity = {
         "format": FORMAT,
         "kind": kind.__name__,
-        "files": [sha256(path) for path in kind.files(parameters, root)],
-        "options": parameters.model_dump(mode="json", include=kind.OPTIONS),
+        "files": [sha256(path) for path in raw.values()],
+        "options": {name: value for name, value in options.items() if name not in LATER or value is not None},
     }
+    if list(raw) not in PLAIN_NAMES:
+        identity["names"] = list(raw)
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     folder = _folder(digest, root)
     if not folder.is_dir():
@@ -84,7 +111,7 @@ def _folder(digest: str, root: Path) -> Path:
 def _open(parameters: StreamParameters, digest: str, root: Path) -> Source:
     folder = _folder(digest, root)
     labels = np.load(folder / "labels.npy")
-    split = folder / "split.npy"
+    split, clients = folder / "split.npy", folder / "clients.npy"
     return Source(
         name=parameters.source,
         digest=digest,
@@ -92,8 +119,9 @@ def _open(parameters: StreamParameters, digest: str, root: Path) -> Source:
         labels=labels,
         is_test=np.load(split) if split.is_file() else None,
         classes=parameters.classes or int(labels.max()) + 1,
+        natural_clients=np.load(clients) if clients.is_file() else None,
     )
 
 
 if __name__ == "__main__":
-    print(*digits.files(StreamParameters(source="digits", clients=1, experiences=1), Path.cwd()))
+    print(*digits.files(StreamParameters(source="digits", clients=1, experiences=1), Path.cwd()).values())

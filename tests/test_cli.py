@@ -107,7 +107,7 @@ WRONG_VALUES = {
     f"{RUN} --set streams.digits.partition.alpha=-1": ["streams.digits.partition.alpha", "greater than 0", "got -1"],
     f"{RUN} --set streams.digits.experiences=11": ["experiences", "11", "10 classes"],
     f"{RUN} --set streams.digits.clients=1797 --set streams.digits.partition.min_share=0": ["no training sample"],
-    f"{RUN} --set streams.digits.source=digit": ["streams.digits.source", "'digits' or 'parquet:PATH'", "'digit'"],
+    f"{RUN} --set streams.digits.source=digit": ["streams.digits.source", "'digits', 'parquet:PATH'", "'digit'"],
     f"{RUN} --set streams.digits.classes=5": ["data/digits/digits.csv.gz", "row", "outside 0..4"],
     f"{RUN} --set model.width=0": ["model.width", "at least 1", "0"],
     f"{RUN} --set model.width=wide": ["model.width", "whole number", "'wide'"],

@@ -45,8 +45,11 @@ def write_raw(root, shade: int = 0) -> None:
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"source": "digit"}, "must be 'digits' or 'parquet:PATH'"),
-        ({"source": "parquet:"}, "must be 'digits' or 'parquet:PATH'"),
+        ({"source": "digit"}, "must be 'digits', 'parquet:PATH', 'csv:PATH', 'folder:PATH' or 'torchvision:NAME'"),
+        ({"source": "parquet:"}, "'torchvision:NAME'"),
+        ({"source": "image_folder:raw"}, "'torchvision:NAME'"),
+        ({"length": 3}, "greater than or equal to 4"),
+        ({"size": 0}, "greater than or equal to 1"),
         ({"clients": 5, "partition": {"min_share": 0.3}}, "it can be at most 1/clients = 0.2"),
         ({"partition": {"alpha": 0}}, "greater than 0"),
         ({"colour": 1}, "Extra inputs"),

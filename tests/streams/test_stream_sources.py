@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from errors import InputError
 from streams.parameters import StreamParameters
 from streams.sources import load
 
@@ -45,21 +44,6 @@ def write(tmp_path):
         return path
 
     return write
-
-
-@pytest.fixture
-def refused(tmp_path):
-    """The message with which a source is refused; nothing half-written is left."""
-
-    def refused(**others) -> str:
-        with pytest.raises(InputError) as caught:
-            load(parameters(**others), tmp_path)
-        cache = tmp_path / "built" / "sources"
-        assert not cache.exists() or not list(cache.iterdir())
-        assert "\n" not in str(caught.value)
-        return str(caught.value)
-
-    return refused
 
 
 LAYOUTS = {
@@ -160,7 +144,10 @@ def test_an_unknown_column_is_answered_with_the_nearest(write, refused):
 
 def test_a_column_of_the_wrong_kind_is_refused(write, refused):
     write(structs(COLOUR), words=["a"] * 12)
-    assert refused(label="words") == "raw/train.parquet: label 'words' is string, not an integer column; label would be"
+    assert refused(label="img") == (
+        "raw/train.parquet: label 'img' is struct<bytes: binary, path: string>, not a column of integers or names; "
+        "label would be"
+    )
     assert refused(image="label") == "raw/train.parquet: image 'label' is int64, not a column of images; img would be"
 
 
@@ -170,7 +157,7 @@ def test_without_a_column_called_label_the_integer_columns_are_listed(write, ref
     pq.write_table(pa.table({"img": structs(COLOUR), "fine": LABELS, "coarse": LABELS}), path)
     assert refused() == "raw/train.parquet: no column 'label'; set label to one of fine, coarse"
     pq.write_table(pa.table({"words": ["a"], "label": [1]}), path)
-    assert refused() == "raw/train.parquet: no column of images among words, label"
+    assert refused() == "raw/train.parquet: no column of images among words, label; set text to use words"
 
 
 @pytest.mark.parametrize(("wrong", "classes", "said"), [(3, 3, "3 is outside 0..2"), (-1, None, "-1 is outside")])
@@ -209,9 +196,13 @@ def test_an_undecodable_image_is_named_with_its_row(write, refused, kind):
     assert refused().startswith("raw/train.parquet, row 7: undecodable image (")
 
 
-def test_an_image_of_another_size_is_named_with_its_row(write, refused):
+def test_an_image_of_another_size_is_named_with_its_row(write, refused, tmp_path):
     write(structs([*COLOUR[:7], COLOUR[7, :3]]), LABELS[:8])
-    assert refused() == ("raw/train.parquet, row 7: image is 3 x 6 with 3 channels, the first is 4 x 6 with 3 channels")
+    assert refused() == (
+        "raw/train.parquet, row 7: image is 3 x 6 with 3 channels, the first is 4 x 6 with 3 channels; "
+        "set size to scale them all"
+    )
+    assert load(parameters(size=5), tmp_path).inputs.shape == (8, 3, 5, 5)
     write(structs(COLOUR))
     write(structs([COLOUR[0], GREY[1]]), LABELS[:2], name="test")
     assert refused().startswith("raw/test.parquet, row 1: image is 4 x 6 with 1 channel, the first")
