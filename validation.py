@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from pydantic.fields import FieldInfo
@@ -70,8 +70,9 @@ def sentence(
         if part not in fields:
             break
         field = fields[part]
-        inner = field.annotation
-        fields = inner.model_fields if isinstance(inner, type) and issubclass(inner, BaseModel) else {}
+        inner = [kind for kind in get_args(field.annotation) or (field.annotation,) if kind is not type(None)]
+        sections = [kind for kind in inner if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        fields = sections[0].model_fields if len(inner) == 1 and sections else {}
     key = ".".join([prefix, *names])
     if error["type"] == "extra_forbidden":
         return f"no key '{key}'; {nearest(names[-1], fields) if fields else f'{prefix} has no keys'}"

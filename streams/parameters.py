@@ -6,26 +6,11 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from streams.sections import Blurry, Domain, Growth, Partition
 from validation import Section
 
 # What `source` may begin with, and what follows.
 SOURCES = {"digits": "", "parquet:": "PATH", "csv:": "PATH", "folder:": "PATH", "torchvision:": "NAME"}
-
-
-class Partition(Section):
-    """How the samples of one class are shared out among the clients."""
-
-    kind: Literal["iid", "dirichlet"] = Field(
-        "iid", description="iid: every client gets the same share of a class; dirichlet: shares are drawn"
-    )
-    alpha: float = Field(
-        0.5,
-        gt=0,
-        description="concentration of the Dirichlet distribution, above 0; 0.1 is very skewed, 100 is nearly IID",
-    )
-    min_share: float = Field(
-        0.0, ge=0, lt=1, description="smallest share of a class that a client may get, a fraction in [0, 1)"
-    )
 
 
 class StreamParameters(Section):
@@ -63,14 +48,34 @@ class StreamParameters(Section):
         ge=2,
         description="number of classes, 2 or more; labels are 0..classes-1; by default the largest label + 1",
     )
-    scenario: Literal["class-incremental"] = Field(
-        "class-incremental", description="what changes from one experience to the next: its classes are new"
+    scenario: Literal["class-incremental", "task-incremental", "domain-incremental", "blurry", "self-centred"] = Field(
+        "class-incremental",
+        description="what changes from one experience to the next: class-incremental: its classes are new; "
+        "task-incremental: so they are, and a test sample's experience is known; domain-incremental: the inputs look "
+        "different; blurry: some classes leak into other experiences; self-centred: clients have classes of their own",
     )
     clients: int = Field(ge=1, description="number of clients, 1 or more")
-    experiences: int = Field(ge=1, description="number of experiences, from 1 to the number of classes")
-    order: Literal["shared", "own"] = Field(
-        "shared", description="shared: all clients meet the classes in one order; own: each client in its own"
+    experiences: int = Field(
+        ge=1, description="number of experiences, 1 or more; where they bring classes, at most as many as a client's"
     )
+    order: Literal["shared", "own"] = Field(
+        "shared", description="shared: all clients meet the classes (domains) in one order; own: each in its own"
+    )
+    private: int = Field(
+        0,
+        ge=0,
+        description="classes that belong to each client alone, 0 or more; all others are met by all clients; with "
+        "scenario self-centred, 0 stands for as many as possible",
+    )
+    domain: Domain | None = Field(None, description="domain-incremental: what the inputs look like")
+    overlap: bool = Field(
+        False, description="domain-incremental: every experience shows all samples of a client again, in its domain"
+    )
+    blurry: Blurry | None = Field(None, description="scenario blurry: how much of which classes leaks")
+    lag: float = Field(
+        0.0, ge=0, le=1, description="how late the last clients may be, in experiences, from 0 (all in step) to 1"
+    )
+    growth: Growth | None = Field(None, description="clients that join or leave; by default all stay")
     partition: Partition = Field(default_factory=Partition, description="how a class is shared out among the clients")
     public: float = Field(
         0.0, ge=0, lt=1, description="fraction of the training samples that no client ever holds, in [0, 1)"
@@ -102,4 +107,27 @@ class StreamParameters(Section):
                 f"partition.min_share {least:g} for {self.clients} clients asks for more than a whole class; "
                 f"it can be at most 1/clients = {1 / self.clients:.4g}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _sections_fit(self) -> StreamParameters:
+        domains = self.scenario == "domain-incremental"
+        if domains and self.domain is None:
+            raise ValueError("scenario 'domain-incremental' needs the section domain (kind: rotation, ...)")
+        for name, scenario in (("domain", "domain-incremental"), ("overlap", "domain-incremental"), ("blurry",) * 2):
+            if getattr(self, name) and self.scenario != scenario:
+                raise ValueError(f"{name} is for scenario {scenario!r} only (scenario is {self.scenario!r})")
+        if self.private and domains:
+            raise ValueError("private classes need a scenario whose experiences bring classes, not domain-incremental")
+        problem = self.growth.problem(self.clients, self.experiences) if self.growth else None
+        if problem:
+            raise ValueError(problem)
+        if self.partition.kind == "natural":
+            if self.private or self.scenario == "self-centred":
+                raise ValueError("partition natural: the source says who holds a class, so no classes can be private")
+            if self.growth and self.order == "shared" and not domains:
+                raise ValueError(
+                    "partition natural with growth needs order own: in a shared order a client's samples of the "
+                    "classes that come while it is absent would belong to nobody"
+                )
         return self

@@ -1,20 +1,24 @@
-"""Scenarios: which class a client meets in which experience. The plan is all that the rest needs to know of one."""
+"""Scenarios: what changes from one experience to the next, and for whom. Each makes a plan, see `plan`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
 from errors import InputError
 from randomness import numpy_generator
 from streams.parameters import StreamParameters
+from streams.partition import held_classes
+from streams.plan import EVERY, NEVER, Plan
+from streams.sections import Blurry
 
-SCENARIOS: dict[str, Callable[[StreamParameters, int], np.ndarray]] = {}
+SCENARIOS: dict[str, Callable[[StreamParameters, Plan], Plan]] = {}
 
 
 def scenario(name: str):
-    """Register a scenario: a function (parameters, classes) -> plan."""
+    """Register a scenario: a function (parameters, empty plan) -> plan."""
 
     def register(function: Callable) -> Callable:
         SCENARIOS[name] = function
@@ -23,34 +27,148 @@ def scenario(name: str):
     return register
 
 
-def plan(parameters: StreamParameters, classes: int) -> np.ndarray:
-    """(clients, classes) int64: the experience in which a client meets a class.
-
-    With order "shared" all rows are one row of memory.
+def plan(parameters: StreamParameters, classes: int) -> Plan:
+    """The plan of a stream over `classes` classes.
 
     Raises:
-        InputError: there are more experiences than classes.
+        InputError: there are more experiences or private classes than classes, or nobody would hold a class.
     """
-    return SCENARIOS[parameters.scenario](parameters, classes)
+    clients, experiences = parameters.clients, parameters.experiences
+    first, last = _stays(parameters)
+    empty = Plan(
+        home=np.full((1, classes), NEVER),
+        blur=np.zeros(classes),
+        domain=np.zeros((1, experiences), np.int64),
+        first=first,
+        last=last,
+        behind=_lags(parameters),
+    )
+    made = SCENARIOS[parameters.scenario](parameters, empty)
+    if parameters.partition.kind == "classes":
+        made = replace(made, home=held_classes(made, parameters))
+    free = np.flatnonzero(~made.met(slice(None), experiences - 1).any(axis=0))
+    if len(free):
+        others = f" (and {len(free) - 1} more)" if len(free) > 1 else ""
+        raise InputError(
+            f"class {free[0]}{others} is held by no client: {clients} clients hold partition.per_client "
+            f"{parameters.partition.per_client} classes of an experience; raise either, or use order shared"
+        )
+    return made
 
 
 @scenario("class-incremental")
-def _class_incremental(parameters: StreamParameters, classes: int) -> np.ndarray:
-    """Every class belongs to one experience; the parts of the class order differ by one class at most."""
-    if parameters.experiences > classes:
+@scenario("task-incremental")
+def _class_incremental(parameters: StreamParameters, empty: Plan) -> Plan:
+    """Every class has one home; the parts of the class order differ by one class at most.
+
+    With order "shared" and no private classes a class has the same home for all, and who joins later has missed it.
+    Otherwise a client's own classes are split over the experiences in which it is there. [ours]
+    """
+    private = _private(parameters, empty, parameters.private)
+    if parameters.order == "shared" and private is None:
+        return replace(empty, home=_home(parameters, empty, range(empty.experiences), (), None)[None])
+    rows = []
+    for client in range(empty.clients):
+        names = () if parameters.order == "shared" else ("client", client)
+        stay = range(empty.first[client], empty.last[client] + 1)
+        foreign = None if private is None else (private != NEVER) & (private != client)
+        rows.append(_home(parameters, empty, stay, names, foreign))
+    return replace(empty, home=np.stack(rows))
+
+
+@scenario("blurry")
+def _blurry(parameters: StreamParameters, empty: Plan) -> Plan:
+    """Class-incremental with blurred boundaries: i-Blurry, Koh et al., ICLR 2022.
+
+    A share `disjoint` of the classes keeps to its home; of every other class a fraction `blur` of the training samples
+    is dealt evenly over the other experiences. Test samples stay at home.
+    """
+    about = parameters.blurry or Blurry()
+    order = numpy_generator(parameters.seed, "scenario", "blurred classes").permutation(empty.classes)
+    blur = np.full(empty.classes, about.blur)
+    blur[order[: round(about.disjoint * empty.classes)]] = 0.0
+    return replace(_class_incremental(parameters, empty), blur=blur)
+
+
+@scenario("self-centred")
+def _self_centred(parameters: StreamParameters, empty: Plan) -> Plan:
+    """Every client has classes of its own, `private` or as many as there are for each; what is left over is shared."""
+    private = parameters.private or empty.classes // empty.clients
+    if private == 0:
         raise InputError(
-            f"experiences {parameters.experiences} is more than the {classes} classes of {parameters.source}; "
-            f"it can be at most {classes}"
+            f"scenario self-centred: {empty.classes} classes are too few for {empty.clients} clients to have one each"
         )
-    parts = np.array_split(np.arange(classes), parameters.experiences)
-    experience_of_place = np.repeat(np.arange(parameters.experiences), [len(part) for part in parts])
+    return _class_incremental(parameters.model_copy(update={"private": private}), empty)
 
-    def row(*names: str | int) -> np.ndarray:
-        order = numpy_generator(parameters.seed, "scenario", "class order", *names).permutation(classes)
-        experience_of = np.empty(classes, np.int64)
-        experience_of[order] = experience_of_place
-        return experience_of
 
-    if parameters.order == "shared":
-        return np.broadcast_to(row(), (parameters.clients, classes))
-    return np.stack([row("client", client) for client in range(parameters.clients)])
+@scenario("domain-incremental")
+def _domain_incremental(parameters: StreamParameters, empty: Plan) -> Plan:
+    """All classes in every experience, the inputs in another domain each time.
+
+    Order "shared": domains 0, 1, 2... for all clients; "own": every client meets them in an order of its own.
+    """
+    domain = np.arange(empty.experiences)[None]
+    if parameters.order == "own":
+        generators = [numpy_generator(parameters.seed, "scenario", "domain order", i) for i in range(empty.clients)]
+        domain = np.stack([generator.permutation(empty.experiences) for generator in generators])
+    return replace(empty, home=np.full((1, empty.classes), EVERY), domain=domain)
+
+
+def _home(
+    parameters: StreamParameters, empty: Plan, stay: range, names: tuple[str | int, ...], foreign: np.ndarray | None
+) -> np.ndarray:
+    """(classes,) the class order called `names`, without the classes that are others', split over the stay."""
+    order = numpy_generator(parameters.seed, "scenario", "class order", *names).permutation(empty.classes)
+    if foreign is not None:
+        order = order[~foreign[order]]
+    if parameters.experiences > len(order):
+        whose = f"{empty.classes} classes" if foreign is None else f"{len(order)} classes that a client meets"
+        raise InputError(
+            f"experiences {parameters.experiences} is more than the {whose} of {parameters.source}; "
+            f"it can be at most {len(order)}"
+        )
+    home = np.full(empty.classes, NEVER)
+    for experience, part in zip(stay, np.array_split(order, len(stay)), strict=True):
+        home[part] = experience
+    return home
+
+
+def _private(parameters: StreamParameters, empty: Plan, private: int) -> np.ndarray | None:
+    """(classes,) the client whose class it is alone, NEVER for public classes; None: all are public."""
+    if private == 0:
+        return None
+    if private * empty.clients > empty.classes:
+        raise InputError(
+            f"private {private} classes for each of {empty.clients} clients are more than the {empty.classes} classes "
+            f"of {parameters.source}; it can be at most {empty.classes // empty.clients}"
+        )
+    owner = np.full(empty.classes, NEVER)
+    order = numpy_generator(parameters.seed, "scenario", "private classes").permutation(empty.classes)
+    owner[order[: private * empty.clients]] = np.repeat(np.arange(empty.clients), private)
+    return owner
+
+
+def _stays(parameters: StreamParameters) -> tuple[np.ndarray, np.ndarray]:
+    """(clients,) first and last experience of each client."""
+    clients, experiences, growth = parameters.clients, parameters.experiences, parameters.growth
+    first, last = np.zeros(clients, np.int64), np.full(clients, experiences - 1)
+    if growth is None:
+        return first, last
+    generator = numpy_generator(parameters.seed, "scenario", "growth")
+    waiting = generator.permutation(clients).tolist()
+    initial = clients if growth.initial == "all" else growth.initial
+    there, waiting = waiting[:initial], waiting[initial:]
+    for experience in range(1, experiences):
+        joining, waiting = waiting[: growth.join], waiting[growth.join :]
+        leaving = min(growth.leave, len(there), len(there) + len(joining) - 1)
+        gone = set(generator.permutation(there)[:leaving].tolist())
+        first[joining] = experience
+        last[list(gone)] = experience - 1
+        there = [client for client in there if client not in gone] + joining
+    return first, last
+
+
+def _lags(parameters: StreamParameters) -> np.ndarray:
+    """(clients,) float64: uniform in [0, lag], moved so that the first client to arrive is at 0."""
+    drawn = numpy_generator(parameters.seed, "scenario", "lag").random(parameters.clients)
+    return (drawn - drawn.min()) * parameters.lag

@@ -1,7 +1,9 @@
 """Streams: built once, opened by every process, asked who sees which samples when.
 
-built/streams/NAME/manifest.parquet     one row per sample, see `manifest`
+built/streams/NAME/manifest.parquet     who sees which sample when, see `manifest`
 built/streams/NAME/stream.json          parameters, plan and digests
+
+A stream answers with rows of its manifest. Unless the stream overlaps, row n is sample n of the source.
 """
 
 from __future__ import annotations
@@ -18,17 +20,19 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from errors import InputError, nearest
+from streams import domain, promises, scenario
 from streams import manifest as manifests
-from streams import scenario
 from streams.atomic import written_whole
+from streams.deal import deal
 from streams.manifest import TEST, TRAIN, Manifest
 from streams.parameters import StreamParameters
+from streams.plan import Plan
 from streams.sources import Source, load, load_known
 
 if TYPE_CHECKING:
     import pandas
 
-FORMAT = 1  # part of every digest: raise it when the same parameters would give another stream
+FORMAT = 2  # part of every digest: raise it when the same parameters would give another stream
 
 
 class Stream:
@@ -42,8 +46,9 @@ class Stream:
         shape: (C, H, W) of an image, (L,) of a text as bytes.
         modality: "image" or "text".
         task_aware: the experience of a test sample is known, so predictions are made among its classes only.
-        inputs: (N, C, H, W) uint8, memory-mapped and read-only.
-        labels: (N,) int64.
+        plan: who meets which class and domain when.
+        inputs: (N, *shape) uint8, the source's, memory-mapped and read-only; `load` gives them as a client sees them.
+        labels: (N,) int64, the source's.
     """
 
     def __init__(self, record: dict, manifest: Manifest, source: Source, root: Path) -> None:
@@ -58,70 +63,81 @@ class Stream:
         self.task_aware = self.parameters.scenario == "task-incremental"
         self.inputs = source.inputs
         self.labels = source.labels
-        self._plan = np.broadcast_to(np.array(record["plan"]), (self.clients, self.classes))
+        self.plan = Plan.from_record(record["plan"])
         self._root = root.absolute()
-        # Samples sorted by split, experience, client: every answer, and every union over clients or over the
-        # experiences so far, is then one slice. Public samples have experience and client -1, and come last.
-        order = np.lexsort([manifest[key] for key in ("sample", "client", "experience", "split")])
-        self._samples = manifest["sample"][order]
-        self._samples.setflags(write=False)
+        self._sample, self._domain = manifest["sample"], manifest["domain"]
+        # Rows sorted by split, experience, client: every answer, and every union over clients or over the
+        # experiences so far, is then one slice. Public rows have experience and client -1, and come last.
         cell = (manifest["split"] * self.experiences + manifest["experience"]) * self.clients + manifest["client"]
         cell = np.where(manifest["client"] < 0, 2 * self.experiences * self.clients, cell)
-        self._starts = np.searchsorted(cell[order], np.arange(2 * self.experiences * self.clients + 2))
+        self._rows = np.argsort(cell, kind="stable")
+        self._rows.setflags(write=False)
+        self._starts = np.searchsorted(cell[self._rows], np.arange(2 * self.experiences * self.clients + 2))
 
     def __reduce__(self):
         # To another process goes the name: pickled, a memory map would become a copy of all images.
         return open_stream, (self.name, self._root)
 
     def train(self, client: int, experience: int) -> np.ndarray:
-        """Sorted indices of the samples that `client` trains on in `experience`; may be empty."""
+        """Sorted rows that `client` trains on in `experience`; may be empty."""
         return self._cells(TRAIN, experience, client)
 
     def test(self, client: int | None, experience: int) -> np.ndarray:
-        """Sorted indices of the test samples of `client` (None: of all clients) in `experience`; may be empty."""
+        """Sorted rows of the test samples of `client` (None: of all clients) in `experience`; may be empty."""
         return self._cells(TEST, experience, client)
 
     def public(self) -> np.ndarray:
-        """Sorted indices of the training samples that no client holds."""
-        return self._samples[self._starts[-2] :]
+        """Sorted rows of the training samples that no client holds."""
+        return self._rows[self._starts[-2] :]
 
     def all_train(self, experience: int) -> np.ndarray:
-        """Sorted indices of what all clients train on in experiences 0..experience."""
+        """Sorted rows of what all clients train on in experiences 0..experience."""
         self._check(0, experience)
-        return np.sort(self._samples[self._starts[0] : self._starts[(experience + 1) * self.clients]])
+        return np.sort(self._rows[self._starts[0] : self._starts[(experience + 1) * self.clients]])
 
     def load(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The samples of these rows of the manifest: inputs (n, *shape) uint8 and labels (n,) int64."""
-        return self.inputs[rows], self.labels[rows]
+        """What these rows show: inputs (n, *shape) uint8, each in its domain, and labels (n,) int64."""
+        samples = self._sample[rows]
+        inputs = domain.apply(self.inputs[samples], samples, self._domain[rows], self.parameters)
+        return inputs, self.labels[samples]
 
     def labels_of(self, rows: np.ndarray) -> np.ndarray:
         """(n,) int64: what `load` gives as labels, without a look at the inputs."""
-        return self.labels[rows]
+        return self.labels[self._sample[rows]]
+
+    def samples_of(self, rows: np.ndarray) -> np.ndarray:
+        """(n,) int64: which samples of the source these rows show."""
+        return self._sample[rows]
 
     def lag(self, client: int) -> float:
-        """How far `client` is behind, as a fraction in [0, 1] of an experience."""
+        """How late `client` is, in experiences, in [0, 1]; at least one client is at 0."""
         self._check(client, 0)
-        return 0.0
+        return float(self.plan.behind[client])
 
     def present(self, client: int, experience: int) -> bool:
         """Whether `client` is in the federation in `experience`."""
         self._check(client, experience)
-        return True
+        return bool(self.plan.present(client, experience))
 
     def classes_of(self, client: int, experience: int) -> tuple[int, ...]:
-        """Sorted classes that the scenario gives to `client` in `experience`."""
+        """Sorted classes that `client` may train on in `experience`; none while it is absent."""
         self._check(client, experience)
-        return tuple(np.flatnonzero(self._plan[client] == experience).tolist())
+        return _indices(self.plan.within(client, experience))
+
+    def classes_in(self, experience: int) -> tuple[int, ...]:
+        """Sorted classes that any client may train on in `experience`."""
+        self._check(0, experience)
+        return _indices(self.plan.within(slice(None), experience).any(axis=0))
 
     def seen(self, client: int, experience: int) -> tuple[int, ...]:
-        """Sorted classes of `client` in experiences 0..experience."""
+        """Sorted classes that `client` has met in experiences 0..experience."""
         self._check(client, experience)
-        return tuple(np.flatnonzero(self._plan[client] <= experience).tolist())
+        return _indices(self.plan.met(client, experience))
 
     def seen_by_all(self, experience: int) -> tuple[int, ...]:
-        """Sorted classes that any client has in experiences 0..experience."""
+        """Sorted classes that any client has met in experiences 0..experience."""
         self._check(0, experience)
-        return tuple(np.flatnonzero((self._plan <= experience).any(axis=0)).tolist())
+        return _indices(self.plan.met(slice(None), experience).any(axis=0))
 
     def describe(self) -> pandas.DataFrame:
         """One row per (client, experience): its classes (tuple), and how many train and test samples it has."""
@@ -139,8 +155,8 @@ class Stream:
         self._check(client or 0, experience)
         first = (split * self.experiences + experience) * self.clients
         if client is None:
-            return np.sort(self._samples[self._starts[first] : self._starts[first + self.clients]])
-        return self._samples[self._starts[first + client] : self._starts[first + client + 1]]
+            return np.sort(self._rows[self._starts[first] : self._starts[first + self.clients]])
+        return self._rows[self._starts[first + client] : self._starts[first + client + 1]]
 
     def _check(self, client: int, experience: int) -> None:
         if not (0 <= client < self.clients and 0 <= experience < self.experiences):
@@ -163,9 +179,12 @@ def build(name: str, parameters: StreamParameters, root: Path) -> Stream:
         stream = open_stream(name, root)
         if stream.parameters == parameters and _record(name, root)["source"] == source.digest:
             return stream
+    groups = _groups(source, parameters)
+    if parameters.domain and len(source.inputs.shape) != 4:
+        raise InputError(f"scenario domain-incremental changes images, and {parameters.source} has none")
     plan = scenario.plan(parameters, source.classes)
-    manifest = manifests.deal(source.labels, source.is_test, plan, parameters)
-    manifests.check(manifest, source.labels, plan)
+    manifest = deal(source.labels, source.is_test, plan, parameters, groups)
+    promises.check(manifest, source.labels, plan, parameters.overlap, groups)
     record = {
         "format": FORMAT,
         "name": name,
@@ -173,7 +192,7 @@ def build(name: str, parameters: StreamParameters, root: Path) -> Stream:
         "source": source.digest,
         "classes": source.classes,
         "shape": list(source.inputs.shape[1:]),
-        "plan": (plan[:1] if parameters.order == "shared" else plan).tolist(),  # one row stands for all clients
+        "plan": plan.to_record(),
     }
     record["digest"] = _digest(record, manifest)
     with written_whole(folder, replace=True) as temporary:
@@ -191,10 +210,12 @@ def open_stream(name: str, root: Path) -> Stream:
     record = _record(name, root)
     path = _folder(name, root) / "manifest.parquet"
     stale = f"; rebuild it with: fcl stream {name}"
+    if record.get("format") != FORMAT:
+        raise InputError(f"{_shown(name)}: built by another version of the program{stale}")
     try:
         manifest = manifests.read(path)
         parameters = StreamParameters.model_validate(record["parameters"])
-        intact = record["format"] == FORMAT and record["digest"] == _digest(record, manifest)
+        intact = record["digest"] == _digest(record, manifest)
     except (pa.ArrowException, OSError, KeyError, ValueError, IndexError, ValidationError) as error:
         raise InputError(f"{_shown(name)}/manifest.parquet: missing or damaged{stale}") from error
     if not intact:
@@ -203,6 +224,22 @@ def open_stream(name: str, root: Path) -> Stream:
     if source.digest != record["source"]:
         raise InputError(f"{_shown(name)}: source {parameters.source} has changed since it was built{stale}")
     return Stream(record, manifest, source, root)
+
+
+def _groups(source: Source, parameters: StreamParameters) -> np.ndarray | None:
+    """(N,) the client of each sample where the partition is natural."""
+    if parameters.partition.kind != "natural":
+        return None
+    if source.natural_clients is None:
+        raise InputError(f"partition natural: {parameters.source} does not say whose a sample is; set client")
+    there = int(source.natural_clients.max()) + 1
+    if there != parameters.clients:
+        raise InputError(f"clients {parameters.clients}: {parameters.source} has the samples of {there} clients")
+    return source.natural_clients
+
+
+def _indices(mask: np.ndarray) -> tuple[int, ...]:
+    return tuple(np.flatnonzero(mask).tolist())
 
 
 def _digest(record: dict, manifest: Manifest) -> str:

@@ -14,11 +14,12 @@ import pytest
 from pydantic import ValidationError
 
 from errors import InputError
-from streams import manifest as manifests
 from streams import scenario
+from streams.deal import deal
 from streams.manifest import TEST, TRAIN
 from streams.parameters import StreamParameters
 from streams.picture import draw
+from streams.promises import check
 from streams.stream import build, open_stream
 
 DIRICHLET = {"kind": "dirichlet", "alpha": 0.5}
@@ -83,8 +84,8 @@ def test_parameters_that_do_not_fit_the_source_are_refused_and_nothing_is_writte
 def test_the_manifest_check_names_each_broken_promise():
     labels, options = np.arange(40) % 4, parameters(clients=2, order="own", public=0.2)
     plan = scenario.plan(options, 4)
-    good = manifests.deal(labels, None, plan, options)
-    manifests.check(good, labels, plan)
+    good = deal(labels, None, plan, options)
+    check(good, labels, plan)
     held = int(np.flatnonzero(good["split"] == TRAIN)[0])
     public = int(np.flatnonzero(good["client"] < 0)[0])
 
@@ -92,7 +93,7 @@ def test_the_manifest_check_names_each_broken_promise():
         bad = good | {column: good[column].copy()}
         bad[column][row] = value
         with pytest.raises(InputError) as caught:
-            manifests.check(bad, labels, plan)
+            check(bad, labels, plan)
         return str(caught.value)
 
     assert broken("sample", 7, 8) == (
@@ -108,7 +109,7 @@ def test_the_manifest_check_names_each_broken_promise():
     assert "a class is not in the experience where the scenario puts it" in broken("experience", held, moved)
     assert "an experience is outside -1..1" in broken("experience", held, 2)
     with pytest.raises(InputError, match="client 1 is left with no training sample"):
-        manifests.check(good | {"split": np.where(good["client"] == 1, TEST, good["split"])}, labels, plan)
+        check(good | {"split": np.where(good["client"] == 1, TEST, good["split"])}, labels, plan)
 
 
 def test_a_changed_manifest_is_noticed_and_can_be_rebuilt(root):

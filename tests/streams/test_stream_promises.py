@@ -184,11 +184,10 @@ def test_apportioned_counts_add_up_and_are_off_by_less_than_one(total, clients, 
 
 def test_large_alpha_is_nearly_iid_and_small_alpha_is_not():
     def spread(alpha: float) -> float:
-        partition = StreamParameters(
-            source="digits", clients=10, experiences=1, partition={"kind": "dirichlet", "alpha": alpha}
-        ).partition
+        partition = {"kind": "dirichlet", "alpha": alpha}
+        parameters = StreamParameters(source="digits", clients=10, experiences=1, partition=partition)
         generator = np.random.default_rng(0)
-        return float(np.mean([shares(partition, 10, generator).max() for _ in range(50)]))
+        return float(np.mean([shares(parameters, np.arange(10), generator).max() for _ in range(50)]))
 
     assert spread(100) < 0.15 < 0.5 < spread(0.1)
 
