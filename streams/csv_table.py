@@ -106,10 +106,11 @@ class _Table:
             return {"label": [0], "text": [1, 2]}
         wanted = {"text": TEXT, "label": LABEL} | {key: name for key, name in wanted.items() if name is not None}
         for key, name in wanted.items():
-            if head.count(name) != 1:
-                known = nearest(name, [_short(cell) for cell in head])
-                found = f"{head.count(name)} columns {name!r}" if name in head else f"no column {name!r}"
-                raise InputError(f"{self.name}: {found} ({key}) in the header; {known}")
+            if name not in head:
+                near = nearest(name, [_short(cell) for cell in head])
+                raise InputError(f"{self.name}: no column {name!r} ({key}) in the header; {near}")
+            if head.count(name) > 1:
+                raise InputError(f"{self.name}: {head.count(name)} columns {name!r} ({key}) in the header")
         return {key: [head.index(name)] for key, name in wanted.items()}
 
     def _row(self, line: int, record: list[str], head: list[str], place: dict[str, list[int]]) -> np.ndarray:

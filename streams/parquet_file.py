@@ -19,6 +19,7 @@ from streams.rawfile import first_line
 from streams.text import encoded
 
 ROWS = 128  # read at once: 128 images of 224 x 224 x 3 as lists of int64 are 154 MB
+BUFFER = 1 << 20  # bytes read at once; pyarrow's own way would keep all that it has read of a file
 CHANNELS = 4  # more than this in a list's last place is no image
 
 
@@ -46,7 +47,7 @@ class ParquetPart:
     def __init__(self, path: Path, name: str, wanted: Columns) -> None:
         self.name = name
         try:
-            self.file = pq.ParquetFile(path)
+            self.file = pq.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER)
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{name}: not a whole Parquet file ({first_line(error)})") from error
         if self.file.metadata.num_rows == 0:
