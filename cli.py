@@ -85,17 +85,26 @@ def stream(
         console.print(f"drawn into {plot}")
 
 
+MOST_LINES = 120  # of clients and experiences; a longer stream is summed up
+
+
 def print_stream(built) -> None:
-    """The stream in words, then a line per client and experience."""
+    """The stream in words, then a line per client and experience, or per experience where these would be many."""
     from rich.table import Table
 
-    about = built.describe().reset_index()
     size = " x ".join(map(str, built.shape))
+    samples = f"texts of {size} bytes" if built.modality == "text" else f"images ({size})"
     console.print(
-        f"[bold]{built.name}[/]: {len(built.inputs)} images ({size}), {built.classes} classes, "
+        f"[bold]{built.name}[/]: {len(built.inputs)} {samples}, {built.classes} classes, "
         f"{built.clients} clients, {built.experiences} experiences, {len(built.public())} public samples"
     )
     console.print(f"digest {built.digest}", highlight=False)
+    if built.clients * built.experiences > MOST_LINES:
+        console.print("training samples of a client: fewest, median, most; train, test: of all clients together")
+        about = built.summary().reset_index()
+    else:
+        about = built.describe().reset_index()
+        about["classes"] = [row if len(row) <= 10 else f"{len(row)} classes" for row in about["classes"]]
     table = Table(*[str(column) for column in about.columns])
     for row in about.itertuples(index=False):
         table.add_row(*map(str, row))

@@ -8,9 +8,7 @@ A stream answers with rows of its manifest. Unless the stream overlaps, row n is
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,8 +17,8 @@ import numpy as np
 import pyarrow as pa
 from pydantic import ValidationError
 
-from errors import InputError, nearest
-from streams import domain, promises, scenario
+from errors import InputError
+from streams import domain, promises, records, scenario
 from streams import manifest as manifests
 from streams.atomic import written_whole
 from streams.deal import deal
@@ -148,6 +146,19 @@ class Stream:
         index = pandas.MultiIndex.from_tuples(cells, names=["client", "experience"])
         return pandas.DataFrame(rows, index, ["classes", "train", "test"])
 
+    def summary(self) -> pandas.DataFrame:
+        """One row per experience: clients that are there, their fewest, median and most training samples, sums."""
+        import pandas
+
+        rows = []
+        for experience in range(self.experiences):
+            there = np.flatnonzero(self.plan.present(np.arange(self.clients), experience))
+            train = [len(self.train(client, experience)) for client in there]
+            sizes = (min(train), int(np.median(train)), max(train), sum(train), len(self.test(None, experience)))
+            rows.append((len(there), len(self.classes_in(experience)), *sizes))
+        names = ["clients", "classes", "fewest", "median", "most", "train", "test"]
+        return pandas.DataFrame(rows, pandas.RangeIndex(self.experiences, name="experience"), names)
+
     def __repr__(self) -> str:
         return f"Stream({self.name!r}, {self.clients} clients, {self.experiences} experiences, {self.digest[:12]})"
 
@@ -173,11 +184,11 @@ def build(name: str, parameters: StreamParameters, root: Path) -> Stream:
         InputError: the source is wrong (`sources.load`), the parameters do not fit it, or a client is left without
             a training sample. An older stream of that name is then still there.
     """
-    folder = _folder(name, root)
+    folder = records.folder(name, root)
     source = load(parameters, root)
     with suppress(InputError):  # absent, or damaged: then it is built anew
         stream = open_stream(name, root)
-        if stream.parameters == parameters and _record(name, root)["source"] == source.digest:
+        if stream.parameters == parameters and records.read(name, root)["source"] == source.digest:
             return stream
     groups = _groups(source, parameters)
     if parameters.domain and len(source.inputs.shape) != 4:
@@ -194,7 +205,7 @@ def build(name: str, parameters: StreamParameters, root: Path) -> Stream:
         "shape": list(source.inputs.shape[1:]),
         "plan": plan.to_record(),
     }
-    record["digest"] = _digest(record, manifest)
+    record["digest"] = records.digest(record, manifest)
     with written_whole(folder, replace=True) as temporary:
         manifests.write(manifest, temporary / "manifest.parquet")
         (temporary / "stream.json").write_text(json.dumps(record, sort_keys=True) + "\n")
@@ -207,22 +218,24 @@ def open_stream(name: str, root: Path) -> Stream:
     Raises:
         InputError: there is no such stream, its files are damaged or changed, or its source has changed.
     """
-    record = _record(name, root)
-    path = _folder(name, root) / "manifest.parquet"
+    record = records.read(name, root)
+    path = records.folder(name, root) / "manifest.parquet"
     stale = f"; rebuild it with: fcl stream {name}"
     if record.get("format") != FORMAT:
-        raise InputError(f"{_shown(name)}: built by another version of the program{stale}")
+        raise InputError(f"{records.shown(name)}: built by another version of the program{stale}")
     try:
         manifest = manifests.read(path)
         parameters = StreamParameters.model_validate(record["parameters"])
-        intact = record["digest"] == _digest(record, manifest)
+        intact = record["digest"] == records.digest(record, manifest)
     except (pa.ArrowException, OSError, KeyError, ValueError, IndexError, ValidationError) as error:
-        raise InputError(f"{_shown(name)}/manifest.parquet: missing or damaged{stale}") from error
+        raise InputError(f"{records.shown(name)}/manifest.parquet: missing or damaged{stale}") from error
     if not intact:
-        raise InputError(f"{_shown(name)}/manifest.parquet: not the content that stream.json names by digest{stale}")
+        raise InputError(
+            f"{records.shown(name)}/manifest.parquet: not the content that stream.json names by digest{stale}"
+        )
     source = load_known(parameters, record["source"], root)
     if source.digest != record["source"]:
-        raise InputError(f"{_shown(name)}: source {parameters.source} has changed since it was built{stale}")
+        raise InputError(f"{records.shown(name)}: source {parameters.source} has changed since it was built{stale}")
     return Stream(record, manifest, source, root)
 
 
@@ -240,31 +253,3 @@ def _groups(source: Source, parameters: StreamParameters) -> np.ndarray | None:
 
 def _indices(mask: np.ndarray) -> tuple[int, ...]:
     return tuple(np.flatnonzero(mask).tolist())
-
-
-def _digest(record: dict, manifest: Manifest) -> str:
-    named = {key: value for key, value in record.items() if key not in ("name", "digest")}
-    text = json.dumps({**named, "manifest": manifests.digest(manifest)}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _record(name: str, root: Path) -> dict:
-    path = _folder(name, root) / "stream.json"
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        known = sorted(found.parent.name for found in path.parent.parent.glob("[!.]*/stream.json"))
-        hint = f"{nearest(name, known)} or " if known else ""
-        raise InputError(f"{_shown(name)}: no such stream; {hint}build it with: fcl stream {name}") from None
-    except ValueError as error:
-        raise InputError(f"{_shown(name)}/stream.json: damaged; rebuild it with: fcl stream {name}") from error
-
-
-def _folder(name: str, root: Path) -> Path:
-    if not re.fullmatch(r"\w[\w.-]*", name):
-        raise InputError(f"stream name {name!r} may hold only letters, digits, '.', '_' and '-'")
-    return root / "built" / "streams" / name
-
-
-def _shown(name: str) -> str:
-    return f"built/streams/{name}"
