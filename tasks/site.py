@@ -73,6 +73,7 @@ class Site:
             stream.experiences,
             self.device,
             lambda: self.load(stream.public()),
+            stream.task_aware,
         )
         return kind(kind.Params(**experiment.method_parameters), setting)
 
@@ -132,8 +133,7 @@ class Site:
         stream = self.stream
         if not stream.task_aware:
             return self.seen(client, max(trained, tested))
-        clients = range(stream.clients) if client == CENTRE else (client,)
-        return tuple(sorted({label for each in clients for label in stream.classes_of(each, tested)}))
+        return stream.classes_in(tested) if client == CENTRE else stream.classes_of(client, tested)
 
     def rows(self, client: int, experience: int):
         stream = self.stream

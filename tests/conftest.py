@@ -36,6 +36,10 @@ STREAMS = {
     "short": DIGITS | {"experiences": 1},
     "single": DIGITS | {"clients": 1, "experiences": 1},
     "own": DIGITS | {"order": "own"},
+    "tasks": DIGITS | {"scenario": "task-incremental", "order": "own"},
+    "domains": DIGITS | {"scenario": "domain-incremental", "domain": {"kind": "rotation"}, "clients": 2},
+    "late": DIGITS | {"lag": 0.9, "experiences": 2},
+    "growing": DIGITS | {"growth": {"initial": 2, "join": 1, "leave": 1}, "order": "own"},
     "skewed": DIGITS | {"partition": {"kind": "dirichlet", "alpha": 0.02}, "seed": 9},  # some have nothing at times
 }
 
@@ -106,7 +110,7 @@ class Laboratory:
 
     @property
     def last_round(self) -> bool:
-        return self.moment.round == self.experiment.train.rounds - 1
+        return self.moment.round == self.site.rounds_in(self.moment.experience) - 1
 
     @property
     def server(self):

@@ -184,6 +184,22 @@ def test_it_works_with_one_client_one_experience_or_own_orders(name, stream, pla
     assert all(np.isfinite(each.loss) for _, trained, _ in lab.rounds for each in trained)
 
 
+@pytest.mark.parametrize("stream", ["tasks", "domains", "late", "growing"])
+def test_it_works_on_every_kind_of_stream(name, stream, played):
+    """Heads that are known, domains instead of classes, clients that lag behind, clients that join and leave."""
+    lab = played(name, stream)
+    assert lab.over
+    assert all(0 <= row["accuracy"] <= 1 for row in lab.rows)
+    assert {row["trained"] for row in lab.rows if row["model"] in lab.site.method.evaluates} >= {
+        *range(lab.site.stream.experiences)
+    }
+    for moment, trained, _ in lab.rounds:
+        assert [each.client for each in trained] == [
+            client for client in lab.site.method.participants if lab.site.able(client, moment)
+        ]
+        assert all(np.isfinite(each.loss) and each.steps for each in trained)
+
+
 def test_it_learns(name, played):
     """More than guessing: after an experience, at least half of its test samples are right among the seen classes."""
     lab = played(name, "single", sets=["train.rounds=5"])
