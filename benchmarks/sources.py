@@ -39,9 +39,8 @@ def main(source: str, *options: str) -> None:
         begin = time.perf_counter()
         load(parameters, Path(folder))
         again = time.perf_counter() - begin
-    print(
-        f"{shape}: {decoded:.2f} s ({computed:.2f} s of CPU), peak {top - imports:.0f} MiB above {imports:.0f}; opened again in {again:.2f} s"
-    )
+    print(f"{shape}: {decoded:.2f} s ({computed:.2f} s of CPU), opened again in {again:.2f} s")
+    print(f"peak memory {top - imports:.0f} MiB above the imports' {imports:.0f}")
 
 
 if __name__ == "__main__":
