@@ -146,14 +146,17 @@ def streams() -> None:
     from parameters import project_root, read, stream_parameters
 
     params = read(project_root())
+    width = max(map(len, params["streams"]), default=0)
     for name in params["streams"]:
         about = stream_parameters(params, name)
-        console.print(
-            f"[bold]{name:12}[/] {about.source}, {about.scenario}, {about.clients} clients, {about.experiences} "
-            f"experiences, {about.partition.kind}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        said = [about.source, about.scenario, f"{about.clients} clients", f"{about.experiences} experiences"]
+        alpha = f" {about.partition.alpha:g}" if about.partition.kind == "dirichlet" else ""
+        said.append(about.partition.kind + alpha)
+        if about.domain:
+            said.append(about.domain.corruption if about.domain.kind == "corruption" else about.domain.kind)
+        said += [f"{about.private} private classes"] * bool(about.private) + ["own order"] * (about.order == "own")
+        said += ["growing"] * bool(about.growth) + [f"lag {about.lag:g}"] * bool(about.lag)
+        console.print(f"[bold]{name:{width}}[/] {', '.join(said)}", highlight=False, soft_wrap=True)
 
 
 def main() -> None:

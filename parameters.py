@@ -257,7 +257,8 @@ def _put(tree: dict[str, Any], key: Sequence[str], value: Any) -> None:
     for part in key[:-1]:
         if tree.get(part) is None:
             tree[part] = {}
-        tree = tree[part]
-        if not isinstance(tree, dict):
+        if not isinstance(tree[part], dict):
             raise InputError(f"no key '{'.'.join(key)}': '{part}' has no keys below it")
+        tree[part] = dict(tree[part])  # YAML's aliases and merge keys let sections share it
+        tree = tree[part]
     tree[key[-1]] = value

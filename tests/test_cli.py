@@ -78,11 +78,11 @@ def change(project: Path, **sections) -> None:
 
 WRONG_NAMES = {
     "run fedavgg --stream digits": ["no method 'fedavgg'", "did you mean", "fedavg"],
-    "run fedavg --stream digts": ["no stream 'digts'", "did you mean digits?"],
-    "stream digts": ["no stream 'digts'", "did you mean digits?"],
+    "run fedavg --stream digts": ["no stream 'digts'", "did you mean digits"],
+    "stream digts": ["no stream 'digts'", "did you mean digits"],
     f"{RUN} --set trian.rounds=1": ["trian", "train"],
     f"{RUN} --set train.roundz=1": ["train.roundz", "rounds"],
-    f"{RUN} --set streams.digts.clients=2": ["digts", "did you mean digits?"],
+    f"{RUN} --set streams.digts.clients=2": ["digts", "did you mean digits"],
     f"{RUN} --set streams.digits.partition.alfa=1": ["streams.digits.partition.alfa", "alpha"],
     f"{RUN} --set streams.alone.clientz=2": ["streams.alone.clientz", "clients"],  # not this run's, and still wrong
     f"{RUN} --set methods.fedawg.mu=1": ["no method 'fedawg'", "did you mean fedavg"],
@@ -271,7 +271,7 @@ def test_streams_are_listed_with_their_shape(fcl):
     status, said, error = fcl("streams")
     assert (status, error) == (0, "")
     lines = {line.split()[0]: line for line in said.splitlines()}
-    assert set(lines) == {"digits", "alone", "short", "single", "own", "skewed"}
+    assert set(lines) >= {"digits", "alone", "short", "single", "own", "skewed"}
     assert "digits, class-incremental, 3 clients, 3 experiences, dirichlet" in lines["digits"]
 
 

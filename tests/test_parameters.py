@@ -122,7 +122,10 @@ WRONG = [
     ("streams.digits.partition.alpha=-1.5", "streams.digits.partition.alpha must be greater than 0 (got -1.5); "),
     ("streams.digits.partition.alpha=.nan", "streams.digits.partition.alpha must be "),
     ("streams.digits.partition.alpha=.inf", "streams.digits.partition.alpha must be a finite number (got inf)"),
-    ("streams.digits.partition.kind=pathological", "streams.digits.partition.kind must be 'iid', 'dirichlet', 'classes'"),
+    (
+        "streams.digits.partition.kind=pathological",
+        "streams.digits.partition.kind must be 'iid', 'dirichlet', 'classes'",
+    ),
     ("streams.digits.partition.alpa=1", "no key 'streams.digits.partition.alpa'; did you mean alpha"),
     ("streams.digits.cliens=3", "no key 'streams.digits.cliens'; did you mean clients"),
     ("streams.digits.clients=0", "streams.digits.clients must be at least 1 (got 0); number of clients"),
@@ -308,3 +311,13 @@ def test_every_key_is_explained_where_it_stands(root, section):
             keys.append(line)
     assert keys
     assert [line for line in keys if "#" not in line] == []
+
+
+def test_a_key_of_one_stream_leaves_streams_that_share_its_yaml_alone(project):
+    path = project / "params.yaml"
+    params = yaml.safe_load(path.read_text())
+    params["streams"]["other"] = {**params["streams"]["digits"]}
+    path.write_text(yaml.safe_dump(params))
+    assert "&id" in path.read_text()  # YAML's anchor: both have one partition
+    changed = read(project, ["streams.other.partition.alpha=3"])["streams"]
+    assert changed["other"]["partition"]["alpha"] == 3 != changed["digits"]["partition"]["alpha"]
