@@ -3,8 +3,9 @@
     python benchmarks/stream_building.py FOLDER [--clients 5 100 1000] [--repeats 3]
 
 FOLDER holds train.parquet and test.parquet with the columns img and fine_label. Every build runs in a process of its
-own, so that its peak memory is its own. Decoding is done once and cached; its line comes first. "deal": plan, manifest and
-its check. "open": what every worker does. "lookup": all rows of all clients in all experiences. Medians over repeats.
+own, so that its peak memory is its own. Decoding is done once and cached; its line comes first. "deal": plan,
+manifest and its check. "open": what every worker does. "lookup": all rows of all clients and experiences. Seconds are
+medians over the repeats.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 
 PARTITIONS = {
@@ -48,7 +50,7 @@ def measure(folder: str, root: str, clients: int, kind: str) -> dict[str, float]
     rows = sum(len(stream.train(i, t)) for i in range(clients) for t in range(10))
     times.append(time.perf_counter())
     assert rows + len(stream.public()) == 50_000
-    source, deal, opened, lookup = (end - start for start, end in zip(times, times[1:], strict=False))
+    source, deal, opened, lookup = (end - start for start, end in pairwise(times))
     written = sum(path.stat().st_size for path in (place / "built/streams" / f"s{clients}").iterdir())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
