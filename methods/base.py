@@ -51,6 +51,7 @@ class Setting:
     experiences: int
     device: str = "cpu"
     public: Callable[[], LocalData] | None = None  # the samples that no client holds, read when they are asked for
+    task_aware: bool = False  # the experience of a sample is known when it is predicted (task-incremental)
 
     @property
     def architecture(self) -> Architecture:
