@@ -1,7 +1,8 @@
-"""Networks: every module here registers its own; `build` makes them by name."""
+"""Networks: every module with a network registers its own; `build` makes them by name."""
 
-from . import cnn, mlp, resnet
-from .registry import Architecture, Classifier, build, check, initialise, names, register
+from . import cnn, cnn4, mlp, mobilenet, resnet, text, vgg, vit
+from .initial import initialise
+from .registry import Architecture, Classifier, build, check, modality, names, register
 
 __all__ = [
     "Architecture",
@@ -9,9 +10,15 @@ __all__ = [
     "build",
     "check",
     "cnn",
+    "cnn4",
     "initialise",
     "mlp",
+    "mobilenet",
+    "modality",
     "names",
     "register",
     "resnet",
+    "text",
+    "vgg",
+    "vit",
 ]

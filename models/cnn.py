@@ -15,6 +15,8 @@ class CNN(Classifier):
 
     `width` and `2 * width` channels, features of `4 * width` numbers. The maps are pooled to at most 4x4 before the
     hidden layer, so that the parameter count does not grow with the image.
+
+    Source: after McMahan et al. 2017, arXiv 1602.05629, section 3, with 3x3 convolutions
     """
 
     def __init__(self, shape: tuple[int, int, int], classes: int, width: PositiveInt = 32) -> None:
@@ -38,5 +40,5 @@ class CNN(Classifier):
         self.width = 4 * width
         self.head = nn.Linear(self.width, classes)
 
-    def features(self, images: Tensor) -> Tensor:
+    def pooled(self, images: Tensor) -> Tensor:
         return self.body(images)

@@ -12,7 +12,10 @@ from .registry import Classifier, PositiveInt, register
 
 @register("mlp")
 class MLP(Classifier):
-    """`depth` hidden layers of `width` units with ReLU: the 2NN of McMahan et al. 2017 with width 200, depth 2."""
+    """`depth` hidden layers of `width` units with ReLU: the 2NN of the paper with width 200, depth 2.
+
+    Source: McMahan et al. 2017, arXiv 1602.05629, section 3
+    """
 
     def __init__(
         self, shape: tuple[int, int, int], classes: int, width: PositiveInt = 200, depth: PositiveInt = 2
@@ -24,5 +27,5 @@ class MLP(Classifier):
         self.width = width
         self.head = nn.Linear(width, classes)
 
-    def features(self, images: Tensor) -> Tensor:
+    def pooled(self, images: Tensor) -> Tensor:
         return self.body(images)

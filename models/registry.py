@@ -1,6 +1,6 @@
 """Networks by name: `build("cnn", shape=(1, 8, 8), classes=10, width=32)`.
 
-A network is a `Classifier`: `features` maps images to vectors, `head` maps vectors to logits over the global label
+A network is a `Classifier`: `features` maps inputs to vectors, `head` maps vectors to logits over the global label
 space. Networks are built without memory (torch's meta device) and filled either from a state or by `initialise`,
 which draws from a given generator: no global random state, so threads may build networks at the same time.
 """
@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import copy
 import inspect
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field, create_model
@@ -21,22 +20,48 @@ from torch import Tensor, nn
 from errors import InputError, nearest
 from validation import Section, checked
 
+from .initial import initialise
+
 PositiveInt = Annotated[int, Field(ge=1)]  # the type of a width or a depth
 
 
 class Classifier(nn.Module):
-    """Images (batch, channels, height, width) in [-1, 1] -> logits (batch, classes)."""
+    """Inputs -> logits (batch, classes), through features.
 
+    Inputs are images (batch, channels, height, width), float32 in [-1, 1], or, where `modality` says so, texts
+    (batch, length), the uint8 bytes of UTF-8 with zeros after the end. A network sets `width` and `head` and defines
+    `pooled`; the option `features` of every network is dealt with here.
+    """
+
+    modality: ClassVar[Literal["image", "text"]] = "image"
     width: int  # length of a feature vector
     head: nn.Linear
+    projection: nn.Linear | None
 
-    def features(self, images: Tensor) -> Tensor:
-        """Images -> feature vectors (batch, width)."""
+    def __init__(self) -> None:
+        super().__init__()
+        self.projection = None
+
+    def pooled(self, inputs: Tensor) -> Tensor:
+        """Inputs -> the vectors (batch, width) that the network's body ends with."""
         raise NotImplementedError
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.features(images))
+    def project(self, features: int) -> None:
+        """From now on a linear layer maps the body's vectors to `features` numbers, and the head starts from these."""
+        self.projection = nn.Linear(self.width, features)
+        self.head = nn.Linear(features, self.head.out_features)
+        self.width = features
 
+    def features(self, inputs: Tensor) -> Tensor:
+        """Inputs -> feature vectors (batch, width)."""
+        vectors = self.pooled(inputs)
+        return vectors if self.projection is None else self.projection(vectors)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.head(self.features(inputs))
+
+
+SHAPES = {"image": ("channels", "height", "width"), "text": ("length",)}  # of one input, by modality
 
 _constructors: dict[str, type[Classifier]] = {}
 
@@ -53,66 +78,59 @@ def names() -> list[str]:
     return sorted(_constructors)
 
 
+def modality(name: str) -> Literal["image", "text"]:
+    """What the network `name` reads."""
+    return _known(name).modality
+
+
+def _known(name: str) -> type[Classifier]:
+    if name not in _constructors:
+        raise InputError(f"model.name: no model '{name}'; {nearest(name, _constructors)}")
+    return _constructors[name]
+
+
 def check(name: str, options: Mapping[str, object]) -> dict[str, object]:
     """The network's options with defaults filled in.
+
+    Every network has the option `features`: the length of its feature vectors, whatever its body ends with, so that
+    different networks can share prototypes. It is left out where it is not given: a run without it is the run it was.
 
     Raises:
         InputError: an unknown network or option (with the nearest valid names), or an option out of its range.
     """
-    if name not in _constructors:
-        raise InputError(f"model.name: no model '{name}'; {nearest(name, _constructors)}")
-    signature = inspect.signature(_constructors[name], eval_str=True).parameters
+    signature = inspect.signature(_known(name), eval_str=True).parameters
     known = {key: (each.annotation, each.default) for key, each in signature.items() if key not in ("shape", "classes")}
+    known["features"] = (PositiveInt | None, None)
     for option in options:
         if option not in known:
-            hint = nearest(option, known) if known else "it has no options"
-            raise InputError(f"model.{option}: model '{name}' has no option '{option}'; {hint}")
-    return checked(create_model(name, __base__=Section, **known), dict(options), "model").model_dump()
+            raise InputError(f"model.{option}: model '{name}' has no option '{option}'; {nearest(option, known)}")
+    full = checked(create_model(name, __base__=Section, **known), dict(options), "model").model_dump()
+    if full["features"] is None:
+        del full["features"]
+    return full
 
 
-def build(name: str, shape: tuple[int, int, int], classes: int, **options: object) -> Classifier:
+def build(name: str, shape: tuple[int, ...], classes: int, **options: object) -> Classifier:
     """The network `name` on the meta device: its structure, without memory.
 
     Args:
         name: one of `names()`.
-        shape: channels, height and width of an image.
+        shape: of one input: channels, height and width of an image, or the length of a text in bytes.
         classes: size of the global label space.
-        options: the network's own keyword arguments.
+        options: the network's own keyword arguments, and `features`.
     Raises:
-        InputError: unknown name or option, or an option out of its range.
+        InputError: unknown name or option, an option out of its range, or inputs that are not the network's.
     """
     options = check(name, options)
+    features = options.pop("features", None)
+    kind = modality(name)
+    if len(shape) != len(SHAPES[kind]):
+        expected, got = ", ".join(SHAPES[kind]), ", ".join(map(str, shape))
+        raise InputError(f"model.name: {name} needs {kind}s of shape ({expected}) (got inputs of shape ({got}))")
     with torch.device("meta"):
-        return _constructors[name](shape=shape, classes=classes, **options)
-
-
-def initialise(model: nn.Module, generator: torch.Generator) -> nn.Module:
-    """Gives a meta-device network memory and PyTorch's default initial values, drawn from `generator` alone.
-
-    Convolution and linear layers: U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for weight and bias (He et al. 2015 with
-    a = sqrt(5), PyTorch's default); normalisation layers: weight 1, bias 0, running statistics 0 and 1.
-
-    Raises:
-        TypeError: a layer that holds parameters and is not known here (initialising it wrongly would be worse).
-    """
-    model = model.to_empty(device="cpu")
-    for layer in model.modules():
-        own = list(layer.parameters(recurse=False)) + list(layer.buffers(recurse=False))
-        if not own:
-            continue
-        if isinstance(layer, nn.Linear | nn.Conv2d):
-            bound = 1 / math.sqrt(layer.weight[0].numel())
-            for parameter in own:
-                nn.init.uniform_(parameter, -bound, bound, generator=generator)
-        elif isinstance(layer, nn.GroupNorm | nn.LayerNorm | nn.BatchNorm2d):
-            if layer.weight is not None:
-                nn.init.ones_(layer.weight)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
-            if isinstance(layer, nn.BatchNorm2d) and layer.track_running_stats:
-                layer.reset_running_stats()
-        else:
-            raise TypeError(f"initialise does not know the layer {type(layer).__name__}")
+        model = _constructors[name](shape=shape, classes=classes, **options)
+        if features is not None:
+            model.project(features)
     return model
 
 
@@ -121,12 +139,17 @@ class Architecture:
     """A network's name, shape and options: all that is needed to rebuild it anywhere from a state."""
 
     name: str
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     classes: int
     options: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_template", build(self.name, self.shape, self.classes, **self.options))
+
+    @property
+    def modality(self) -> Literal["image", "text"]:
+        """What the network reads."""
+        return modality(self.name)
 
     def initial(self, generator: torch.Generator) -> dict[str, Tensor]:
         """A freshly initialised state dict (parameters and buffers)."""

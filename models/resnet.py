@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from typing import Literal
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from errors import InputError
-
+from .maps import Norm, average, normalisation
 from .registry import Classifier, PositiveInt, register
-
-
-def normalisation(kind: str, channels: int) -> nn.Module:
-    """GroupNorm with up to 8 groups, or BatchNorm. GroupNorm keeps no running statistics that clients would mix."""
-    if kind == "group":
-        return nn.GroupNorm(math.gcd(channels, 8), channels)
-    if kind == "batch":
-        return nn.BatchNorm2d(channels)
-    raise InputError(f"model.norm: expected 'group' or 'batch' (got '{kind}')")
 
 
 class BasicBlock(nn.Module):
     """x + conv(conv(x)), each convolution 3x3 and normalised; a 1x1 convolution where the shape changes."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int, norm: str) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, norm: Norm) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
         self.norm1 = normalisation(norm, outputs)
@@ -43,17 +30,13 @@ class BasicBlock(nn.Module):
 
 @register("slim_resnet18")
 class SlimResNet18(Classifier):
-    """ResNet-18 with a 3x3 stem and `width` to `8 * width` channels.
+    """ResNet-18 with a 3x3 stem and `width` to `8 * width` channels: with width 20 GEM's, 1.1 M parameters.
 
-    width 20 is the slim ResNet-18 of GEM (Lopez-Paz and Ranzato 2017), 1.1 M parameters; width 64 the full one.
+    Source: He et al. 2016, arXiv 1512.03385, table 1; width of Lopez-Paz & Ranzato 2017, arXiv 1706.08840, section 5
     """
 
     def __init__(
-        self,
-        shape: tuple[int, int, int],
-        classes: int,
-        width: PositiveInt = 20,
-        norm: Literal["group", "batch"] = "group",
+        self, shape: tuple[int, int, int], classes: int, width: PositiveInt = 20, norm: Norm = "group"
     ) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(shape[0], width, 3, padding=1, bias=False), normalisation(norm, width))
@@ -68,8 +51,21 @@ class SlimResNet18(Classifier):
         self.width = inputs
         self.head = nn.Linear(inputs, classes)
 
-    def features(self, images: Tensor) -> Tensor:
+    def pooled(self, images: Tensor) -> Tensor:
         maps = F.relu(self.stem(images))
         for stage in self.stages:
             maps = stage(maps)
-        return maps.mean(dim=(2, 3))
+        return average(maps)
+
+
+@register("resnet18")
+class ResNet18(SlimResNet18):
+    """The full ResNet-18: 64 to 512 channels; a 3x3 stem without pooling, as usual for small images [field].
+
+    Source: He et al. 2016, arXiv 1512.03385, table 1
+    """
+
+    def __init__(
+        self, shape: tuple[int, int, int], classes: int, width: PositiveInt = 64, norm: Norm = "group"
+    ) -> None:
+        super().__init__(shape, classes, width, norm)
