@@ -67,7 +67,7 @@ def _changed(images: np.ndarray, samples: np.ndarray, domain: int, parameters: S
         noise = _noise(parameters.seed, images.shape[1:])[samples % FIELDS]
         return _pixels(images + np.float32(255 * strength) * noise)
     if about.corruption == "blur":
-        sigma = strength * min(images.shape[2:]) / 8
+        sigma = strength**0.5 * min(images.shape[2:]) / 8  # the variance grows evenly: half a pixel already blurs
         return _pixels(ndimage.gaussian_filter(images.astype(np.float32), (0, 0, sigma, sigma), mode="nearest"))
     if about.corruption == "contrast":
         mean = images.sum(axis=(1, 2, 3), dtype=np.int64) / images[0].size

@@ -55,9 +55,9 @@ class Domain(Section):
         0.5,
         gt=0,
         le=1,
-        description="corruption: strength in the last domain, in (0, 1]: noise of this standard deviation (1 is white "
-        "minus black), blur of this many eighths of the side, this part of the contrast or 3/4 of it of the "
-        "resolution lost",
+        description="corruption: strength in the last domain, in (0, 1]: standard deviation of noise (1 is white "
+        "minus black), variance of blur (1 is an eighth of the side, squared), part of the contrast or of 3/4 of the "
+        "resolution that is lost",
     )
 
 
