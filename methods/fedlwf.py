@@ -37,7 +37,7 @@ class FedLwF(FedAvg):
     def broadcast(self, server: State, clients: Sequence[int], moment: Moment) -> Mapping[int, Message | None]:
         messages = dict(super().broadcast(server, clients, moment))
         if self.teaches(moment) and moment.round > 0:
-            both = Message(server.tensors)  # the model and the teacher
+            both = Message({**prefixed("model", server.part("model")), **prefixed("previous", server.part("previous"))})
             messages |= {client: both for client in clients if client not in server.values["holders"]}
         return messages
 
