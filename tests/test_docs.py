@@ -3,18 +3,26 @@
 import re
 from pathlib import Path
 
+import torch
+
 from methods import base
 
 ROOT = Path(__file__).parent.parent
 
 
-def test_the_method_of_the_guide_is_fedavg_without_its_pull(laboratory):
+def test_the_method_of_the_guide_is_fedavg_without_its_momentum(laboratory):
     guide = (ROOT / "docs" / "add-a-method.md").read_text()
-    code = next(block for block in re.findall(r"```python\n(.*?)```", guide, re.DOTALL) if "@register" in block)
-    code = code.replace("from .", "from methods.")
+    blocks = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+    method, test = (next(block for block in blocks if word in block) for word in ("@register", "def test_"))
     try:
-        exec(compile(code, "fedprox.py", "exec"), {"__name__": "fedprox"})
-        assert laboratory("fedprox", sets=["methods.fedprox.mu=0"]).play().digest == laboratory("fedavg").play().digest
-        assert laboratory("fedprox", sets=["methods.fedprox.mu=1"]).play().digest != laboratory("fedavg").play().digest
+        exec(compile(method.replace("from .", "from methods."), "fedavgm.py", "exec"), {"__name__": "fedavgm"})
+        told = {"torch": torch}
+        exec(compile(test, "test_fedavgm.py", "exec"), told)
+        told["test_without_momentum_it_is_fedavg_to_the_last_bit"](laboratory)
+        moving, plain = (
+            laboratory("fedavgm").play().server.part("model"),
+            laboratory("fedavg").play().server.part("model"),
+        )
+        assert not all(torch.equal(w, plain[name]) for name, w in moving.items())
     finally:
-        base._methods.pop("fedprox", None)
+        base._methods.pop("fedavgm", None)
