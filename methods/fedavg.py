@@ -29,7 +29,7 @@ class FedAvg(Method):
         return dict.fromkeys(clients, Message(prefixed("model", server.part("model"))))
 
     def train(self, client: Client) -> Update:
-        model = self.setting.load(client.received.part("model"))
+        model = self.setting.load(client.received.part("model"), client.id)
         loss, steps = fit(model, client, self.setting.train, self.objective(client))
         return Update(client.state, Message(prefixed("model", model.state_dict())), model, loss, steps)
 

@@ -75,12 +75,13 @@ def write_models(run: Run, folder: Path) -> None:
     site = run.site
     server = site.read(run.progress.server)
     setting = site.method.setting
+    took_part = {row["client"] for row in run.folder.records("round") if row["admitted"]}
     for kind, scope in site.method.evaluates.items():
         for client in site.method.participants if scope == "client" else (-1,):
             held = run.progress.clients.get(client)
             state = site.read(held) if held else State()
-            if scope == "client" and not held:
-                continue  # never took part
+            if scope == "client" and client not in took_part:
+                continue
             model = site.method.predictor(kind, server, state, client)
             name = kind if client < 0 else f"{kind}-{client}"
             seen = list(site.seen(client, site.stream.experiences - 1))

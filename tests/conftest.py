@@ -62,6 +62,7 @@ def small_project(tmp_path_factory):
     params["streams"] = STREAMS
     params["model"] = {"name": "mlp", "width": 16}
     params["train"] |= {"rounds": 2, "local_epochs": 1, "batch_size": 16}
+    params["methods"]["feddf"] |= {"steps": 5, "batch_size": 64}
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     for name in STREAMS:
         build(name, stream_parameters(params, name), folder)

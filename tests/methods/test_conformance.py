@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from torch import nn
 
 import methods
+from errors import InputError
 from methods import CENTRE, Message, Moment, State
 from methods.training import to_float
 from tasks.fusion import uploads_of
@@ -280,6 +282,29 @@ def test_kinds_of_model_are_named_once_and_have_a_holder(name):
     assert kinds
     assert set(kinds.values()) <= {"server", "client"}
     assert not {"received", "trained"} & set(kinds), "these names are the pipeline's"
+
+
+NETWORKS = [{"name": "mlp", "width": 16, "features": 12}, {"name": "mlp", "width": 24, "features": 12}]
+
+
+def test_clients_have_networks_of_their_own_where_the_method_allows_it(name, played):
+    sets = (f"models={json.dumps(NETWORKS)}",)
+    if not methods.get(name).heterogeneous:
+        with pytest.raises(InputError, match=f"models: {name} needs one network for all clients"):
+            played(name, sets=sets)
+        return
+    lab = played(name, sets=sets)
+    method = lab.site.method
+    assert lab.over
+    assert all(np.isfinite(row["accuracy"]) for row in lab.rows)
+    kinds = [kind for kind, scope in method.evaluates.items() if scope == "client"]
+    assert kinds, "every client's network is measured"
+    for kind in kinds:
+        for client in method.participants:
+            model = method.predictor(kind, lab.server, lab.site.read(lab.progress.clients.get(client)), client)
+            width = NETWORKS[method.setting.place(client)]["width"]
+            assert {width} == {each.out_features for each in model.modules() if type(each) is nn.Linear} - {10, 12}
+            assert (kind, client) in {(row["model"], row["client"]) for row in lab.rows}
 
 
 # parameters and words
