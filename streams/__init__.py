@@ -1,4 +1,4 @@
-"""Task streams: source -> scenario -> partition -> manifest. Who sees which sample, and when.
+"""Task streams: source -> scenario -> plan -> partition -> manifest. Who sees which sample, and when.
 
     stream.build(name, parameters, root)    decode the source once, deal its samples, write the manifest
     stream.open_stream(name, root)          the built stream, checked against its digest

@@ -289,6 +289,17 @@ def test_a_stream_is_described_and_drawn(fcl, project):
         image.verify()
 
 
+def test_a_stream_of_many_clients_is_summed_up(fcl, project):
+    growth = {"initial": 60, "join": 20}
+    about = {"source": "digits", "clients": 100, "experiences": 3, "growth": growth, "test": 0.3}
+    change(project, streams={"many": about})
+    status, said, error = fcl("stream", "many")
+    assert (status, error) == (0, "")
+    rows = [[part.strip() for part in line.strip("│").split("│")] for line in said.splitlines() if line[0] == "│"]
+    assert [row[:2] for row in rows] == [["0", "60"], ["1", "80"], ["2", "100"]]
+    assert sum(int(row[-2]) for row in rows) == 1797 - round(0.3 * 1797)
+
+
 def test_compare_shows_mean_and_spread_over_seeds(fcl, project):
     for seed, accuracy in enumerate([0.5, 0.6]):
         folder = project / "results" / "digits" / "fedavg" / f"seed-{seed}"
