@@ -228,3 +228,20 @@ def test_the_large_small_protocol_is_the_one_of_the_paper():
         assert [int(made.within(client, experience).sum()) for experience in range(5)] == [8] * 5
         assert (made.home[client][holders == 1] >= 0).sum() == 15
     assert len(np.unique(made.home[:, holders == 5], axis=0)) == 5  # each in an order of its own
+
+
+def test_the_samples_of_an_experience_are_shared_among_those_that_are_there(tmp_path):
+    growth = {"initial": 2, "join": 1, "leave": 0}
+    partition = {"kind": "quantity", "sigma": 0.7}
+    given = StreamParameters(source="digits", clients=4, experiences=4, partition=partition, growth=growth, **ROTATION)
+    table = build("s", given, tmp_path).describe()["train"].unstack()
+    total = table.sum(axis=0)
+    assert total.max() - total.min() < 0.15 * total.mean()  # as many samples for two clients as for four
+    steady = build("steady", given.model_copy(update={"growth": None}), tmp_path).describe()["train"]
+    weights = steady.groupby("client").sum() / steady.sum()
+    assert weights.max() > 2 * weights.min()
+    for experience in range(4):
+        there = table[experience] > 0
+        assert there.sum() == 2 + experience
+        wanted = weights[there] / weights[there].sum()
+        assert np.abs(table[experience][there] / total[experience] - wanted).max() < 0.05
