@@ -1,4 +1,5 @@
 # make test    every test          make repro   reproduce the default comparison
+#                                  make baselines   the same with every baseline (docs/baselines.md)
 # make ui      Prefect and MLflow user interfaces        make lint    ruff
 # Everything below runs in .venv, which is built from requirements.lock where it is missing or out of date.
 
@@ -8,7 +9,7 @@ export PATH := $(BIN):$(PATH)
 export DVC_NO_ANALYTICS := true
 export DO_NOT_TRACK := 1
 
-.PHONY: setup repro test ui lint lock clean
+.PHONY: setup repro baselines test ui lint lock clean
 
 setup: .venv/ready data/digits/digits.csv.gz
 
@@ -29,6 +30,10 @@ repro: setup
 	@echo "plots   comparison/digits/accuracy.png, results/digits/METHOD/seed-N/*.png"
 	@echo "tables  comparison/digits/table.md; all metrics: .venv/bin/dvc metrics show, their changes: dvc metrics diff"
 	@echo "make ui starts Prefect's UI (http://127.0.0.1:4200) and MLflow's (http://127.0.0.1:5000) with these runs"
+
+baselines: setup
+	@$(BIN)/python -m flows.server dvc repro baselines/dvc.yaml dvc.yaml
+	@fcl compare --stream digits
 
 test: setup
 	$(BIN)/python -m pytest
