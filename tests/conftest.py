@@ -12,6 +12,8 @@ import shutil
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from hypothesis import settings
@@ -40,6 +42,15 @@ STREAMS = {
     "domains": DIGITS | {"scenario": "domain-incremental", "domain": {"kind": "rotation"}, "clients": 2},
     "late": DIGITS | {"lag": 0.9, "experiences": 2},
     "growing": DIGITS | {"growth": {"initial": 2, "join": 1, "leave": 1}, "order": "own"},
+    "texts": {
+        "source": "parquet:texts.parquet",
+        "text": "text",
+        "length": 40,
+        "clients": 2,
+        "experiences": 2,
+        "public": 0.2,
+        "model": {"name": "text_transformer", "vocabulary": 64, "tokens": 8, "width": 8, "heads": 2, "depth": 1},
+    },
     "skewed": DIGITS | {"partition": {"kind": "dirichlet", "alpha": 0.02}, "seed": 9},  # some have nothing at times
 }
 
@@ -64,6 +75,9 @@ def small_project(tmp_path_factory):
     params["train"] |= {"rounds": 2, "local_epochs": 1, "batch_size": 16}
     params["methods"]["feddf"] |= {"steps": 5, "batch_size": 64}
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    words = ("federation", "continual", "learning", "memory")  # the class of a text is its first word
+    texts = {"text": [f"{words[i % 4]} and number {i}" for i in range(160)], "label": [i % 4 for i in range(160)]}
+    pq.write_table(pa.table(texts), folder / "texts.parquet")
     for name in STREAMS:
         build(name, stream_parameters(params, name), folder)
     return folder

@@ -8,7 +8,6 @@ import yaml
 from errors import InputError
 from parameters import experiment
 
-
 # several networks
 
 

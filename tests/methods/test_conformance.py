@@ -202,6 +202,18 @@ def test_it_works_on_every_kind_of_stream(name, stream, played):
         assert all(np.isfinite(each.loss) and each.steps for each in trained)
 
 
+def test_it_works_on_texts_or_says_that_it_needs_images(name, laboratory):
+    lab = laboratory(name, "texts")
+    try:
+        lab.play()
+    except InputError as error:
+        assert name in str(error) and "image" in str(error)
+        assert not lab.rounds, "it is said before the first round"
+        return
+    assert lab.over
+    assert all(0 <= row["accuracy"] <= 1 for row in lab.rows)
+
+
 def test_it_learns(name, played):
     """More than guessing: after an experience, at least half of its test samples are right among the seen classes."""
     lab = played(name, "single", sets=["train.rounds=5"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from errors import InputError
 from methods import CENTRE, Moment
 
 
@@ -93,30 +94,6 @@ def test_a_task_aware_client_keeps_its_heads_apart(laboratory):
         assert client.known == tuple(sorted({label for classes in own[:-1] for label in classes}))
 
 
-def test_texts_are_not_augmented(project):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-    import yaml
-
-    from errors import InputError
-    from parameters import experiment, stream_parameters
-    from streams.stream import build
-    from tasks.site import Place, Site
-
-    rows = {"text": [f"word{i % 4} and {i}" for i in range(80)], "label": [i % 4 for i in range(80)]}
-    pq.write_table(pa.table(rows), project / "texts.parquet")
-    params = yaml.safe_load((project / "params.yaml").read_text())
-    params["streams"]["texts"] = {
-        "source": "parquet:texts.parquet",
-        "text": "text",
-        "length": 32,
-        "clients": 2,
-        "experiences": 2,
-        "model": {"name": "text_transformer", "width": 8, "heads": 2, "depth": 1},
-        "train": {"augmentation": {"flip": True}},
-    }
-    (project / "params.yaml").write_text(yaml.safe_dump(params))
-    build("texts", stream_parameters(params, "texts"), project)
-    site = Site(Place(experiment("fedavg", "texts", root=project), project, str(project / "store")))
+def test_texts_are_not_augmented(laboratory):
     with pytest.raises(InputError, match=r"train\.augmentation is for images, but the inputs of stream texts are text"):
-        _ = site.method
+        laboratory("fedavg", "texts", sets=["train.augmentation.flip=true"])
