@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -14,10 +13,11 @@ from torch import Tensor, nn
 from models.prototypes import NearestPrototype
 
 from .base import Upload, register
+from .exemplars import herded, keeping, rehearsing, unit_features
 from .fedavg import FedAvg
 from .fedlwf import FedLwF
-from .memory import Memory, balanced, groups, herding
-from .state import Message, Moment, State, prefixed
+from .memory import Memory
+from .state import Message, Moment, State
 from .training import Batch, Client, Update
 
 
@@ -54,16 +54,11 @@ class FedICaRL(FedLwF):
         return State({**state.tensors, "exemplars.means": means, "exemplars.known": torch.zeros(len(means)).bool()})
 
     def train(self, client: Client) -> Update:
-        memory = Memory.of(client.state)
-        earlier = memory.take(memory["experiences"] < client.moment.experience) if len(memory) else memory
-        both = (Memory.met(client) + earlier).data(client.data.labels.device)
-        update = super().train(replace(client, data=both))
-        memory = self.remember(client, earlier, update.model)
+        update = super().train(rehearsing(client))
+        memory = herded(client, update.model, self.params.budget)
         sums, counts = self.sums(update.model, memory)
         message = Message({**update.message.tensors, "exemplars.sums": sums, "exemplars.counts": counts})
-        teacher = prefixed("previous", update.state.part("previous"))
-        kept = State({**teacher, **memory.tensors()}, update.state.values)
-        return Update(kept, message, update.model, update.loss, update.steps)
+        return Update(keeping(update.state, memory), message, update.model, update.loss, update.steps)
 
     def objective(self, client: Client):
         new = torch.tensor(client.classes, device=client.data.labels.device)
@@ -81,13 +76,6 @@ class FedICaRL(FedLwF):
             return total / len(batch.labels)
 
         return loss
-
-    def remember(self, client: Client, earlier: Memory, model: nn.Module) -> Memory:
-        """Exemplars of earlier experiences and those of this one, herded by the trained model, within the budget."""
-        met = Memory.met(client)
-        features = unit_features(model, met, self.setting.device)
-        order = [rows[herding(features[rows], self.params.budget)] for rows in groups(met)]
-        return balanced(earlier + met.take(torch.cat(order)), self.params.budget)
 
     def sums(self, model: nn.Module, memory: Memory) -> tuple[Tensor, Tensor]:
         """Sum of the exemplars' features and number of exemplars, by class: (classes, width), (classes,)."""
@@ -121,11 +109,3 @@ class FedICaRL(FedLwF):
             return network
         means, known = (server.tensors[f"exemplars.{what}"].to(self.setting.device) for what in ("means", "known"))
         return NearestPrototype(network, means, known, normalise=True)
-
-
-@torch.no_grad()
-def unit_features(model: nn.Module, memory: Memory, device: torch.device | str) -> Tensor:
-    """phi(x) of all samples, scaled to length 1, on the CPU: (samples, width)."""
-    model.eval()
-    parts = [model.features(batch.inputs) for batch in memory.data(device).batches(512)]
-    return F.normalize(torch.cat(parts), dim=1).cpu()

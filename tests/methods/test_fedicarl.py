@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from methods import Message, Moment
-from methods.fedicarl import unit_features
+from methods.exemplars import unit_features
 from methods.memory import Memory, herding
 
 SMALL = "methods.fedicarl.budget=13"
