@@ -34,8 +34,9 @@ from methods import CENTRE, Moment  # noqa: E402
 from methods.state import State  # noqa: E402
 from methods.training import Client  # noqa: E402
 from parameters import Experiment, experiment  # noqa: E402
+from tasks.delivery import deliver_all, file_record  # noqa: E402
 from tasks.evaluation import predictions  # noqa: E402
-from tasks.results import read_json, write_results  # noqa: E402
+from tasks.results import describe, publish, read_json, write_results  # noqa: E402
 from tasks.run import Run  # noqa: E402
 from tasks.site import Site, prepare_process  # noqa: E402
 from tasks.tracking import Tracker  # noqa: E402
@@ -86,11 +87,11 @@ def through_flow(spec: Experiment, root: Path) -> dict[str, float]:
     """The same through the flow; seconds of each part, and the final accuracy."""
     times: dict[str, float] = {}
     begun = time.perf_counter()
-    with Run(spec, root, Path(tempfile.mkdtemp()) / "out") as run:
+    with Tracker() as tracker, Run(spec, root, Path(tempfile.mkdtemp()) / "out") as run:
+        tracker.follow(run.folder.path, root, tracking_description(run))
         run.workers.wait_until_ready()
-        tracker = Tracker(run.folder.path, root, tracking_description(run))
-        while not (run.folder.path / "mlflow.json").exists():
-            time.sleep(0.05)
+        if tracker.run_id(60) is None:
+            raise RuntimeError("MLflow did not take the run: the benchmark would not be of everything")
         times["start of workers and tracking"] = time.perf_counter() - begun
         begun = time.perf_counter()
         runner = ThreadPoolTaskRunner(max_workers=spec.run.workers)
@@ -99,9 +100,13 @@ def through_flow(spec: Experiment, root: Path) -> dict[str, float]:
         begun = time.perf_counter()
         results = write_results(run)
         metrics = read_json(results / "metrics.json")
-        if tracker.finish(results, metrics, {}, {}) is None:
-            raise RuntimeError("MLflow did not take the run: the benchmark would not be of everything")
-        times["figures, metrics and MLflow's artifacts"] = time.perf_counter() - begun
+        publish(run, results, describe(run) | {"lineage": tracker.lineage})
+        times["figures and metrics"] = time.perf_counter() - begun
+        begun = time.perf_counter()
+        tracker.deliver(file_record(root, run.folder.path, run.out))
+        if deliver_all(root):
+            raise RuntimeError("MLflow did not take the results: the benchmark would not be of everything")
+        times["MLflow's artifacts"] = time.perf_counter() - begun
         times["accuracy"] = metrics["final_average_accuracy"]
     return times
 

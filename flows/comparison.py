@@ -1,4 +1,4 @@
-"""The last stage of the reproduction: results of all methods, stream by stream, into `comparison/`.
+"""The last stage of the reproduction: all methods' results, stream by stream, into `comparison/`; MLflow has them all.
 
 python -m flows.comparison [STREAM ...]
 """
@@ -15,8 +15,11 @@ from metrics.comparison import collect, table, to_markdown
 from metrics.plots import draw_comparison
 from metrics.summary import over_experiences
 from parameters import project_root
+from tasks.delivery import deliver_all
 from tasks.files import write_json
 from tasks.results import read_json
+
+from . import settings
 
 
 def compare(stream: str, root: Path) -> None:
@@ -49,5 +52,8 @@ def course(root: Path, stream: str, method: str, seed: int) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
+    settings.apply()
     for name in sys.argv[1:]:
         compare(name, project_root())
+    if kept := deliver_all(project_root()):
+        print(f"note: MLflow could not be reached; the records of {len(kept)} runs are kept in runs/untracked")

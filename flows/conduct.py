@@ -13,23 +13,26 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from errors import InputError
 from parameters import Experiment, RunParameters, read
 from streams.parameters import StreamParameters
+from tasks.checkpoint import RunFolder
+from tasks.delivery import file_record
 from tasks.results import describe, main_kind, publish, read_json, write_results
 from tasks.run import Run, check_out, finished_results, run_folder
 from tasks.tracking import Tracker
 from validation import checked
 
 from .server import prefect_server
+from .settings import importing
 
 
 def conduct(spec: Experiment, root: Path, out: Path, resume: bool, console: Console) -> None:
     """Runs `spec`, resumes it or finds it finished, and says where the results are."""
     check_out(out, spec)
     if resume and finished_results(out):
-        run_folder(spec, root, out).clean_up()  # what a kill between publication and cleaning left
+        tidy(run_folder(spec, root, out), root, out)
         console.print(f"{spec.title} is finished: {out}", highlight=False, soft_wrap=True)
         return
-    with progress_bar(console, spec.title) as bar, Run(spec, root, out, resume, bar) as run:
-        metrics = play(run)
+    with progress_bar(console, spec.title) as bar, Tracker() as tracker, Run(spec, root, out, resume, bar) as run:
+        metrics = play(run, tracker)
         notes = run.notes
     for note in notes:
         console.print(f"[yellow]note:[/] {note.splitlines()[0]}", highlight=False, soft_wrap=True)
@@ -39,17 +42,19 @@ def conduct(spec: Experiment, root: Path, out: Path, resume: bool, console: Cons
     console.print(f"{spec.title}: {summary}; results in {out}", highlight=False, soft_wrap=True)
 
 
-def play(run: Run, track: bool = True) -> dict[str, float]:
+def play(run: Run, tracker: Tracker | None = None) -> dict[str, float]:
     """The flow and what surrounds it; returns the final metrics."""
     with prefect_server() as wait:
-        tracker = Tracker(run.folder.path, run.root, tracking_description(run)) if track else None
+        if tracker:
+            tracker.follow(run.folder.path, run.root, tracking_description(run))
         try:
-            from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-            from prefect.task_runners import ThreadPoolTaskRunner
+            with importing():
+                from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+                from prefect.task_runners import ThreadPoolTaskRunner
 
-            from .experiment import experiment
+                from .experiment import experiment
 
-            run.workers.wait_until_ready()
+                run.workers.wait_until_ready()
             wait()
             # A flow's heartbeat thread sleeps in whole seconds and is joined at its end: a second lost.
             # The server's address is said again, since Prefect read the environment when it was first imported.
@@ -63,19 +68,28 @@ def play(run: Run, track: bool = True) -> dict[str, float]:
             metrics = read_json(folder / "metrics.json")
             description = describe(run)
             if tracker:
-                tags = {"digest": description["digest"], "prefect_flow_run": description["prefect_flow_run"]}
-                description["mlflow_run"] = tracker.finish(folder, metrics, tags, description)
+                description["mlflow_run"] = tracker.run_id(run.experiment.run.tracking_patience)
+                description["lineage"] = tracker.lineage
+            publish(run, folder, description)
+            if tracker:
+                tracker.deliver(file_record(run.root, run.folder.path, run.out))
         except BaseException as error:
             if tracker:
                 tracker.stop("FAILED" if isinstance(error, Exception) else "KILLED")
             raise
-    publish(run, folder, description)
     if tracker and description["mlflow_run"] is None:
-        tracker.keep_for_later(run.out)
         run.notes.append("MLflow could not be reached; its records are kept in runs/untracked and sent by the next run")
     run.site.store.clear()
     run.folder.remove()
     return metrics
+
+
+def tidy(folder: RunFolder, root: Path, out: Path) -> None:
+    """Finishes what a kill between publication and the run's end left."""
+    if folder.path.exists():
+        with folder:
+            file_record(root, folder.path, out)
+    folder.clean_up()
 
 
 def tracking_description(run: Run) -> dict:
@@ -84,13 +98,16 @@ def tracking_description(run: Run) -> dict:
     from tasks.results import git
 
     spec, stream = run.experiment, run.site.stream
+    parameters = spec.identity() | {"run": spec.run.model_dump(mode="json")}
+    networks = parameters.pop("models")
+    parameters |= {"model": networks[0]} if len(networks) == 1 else {"models": dict(enumerate(networks))}
     return {
         "run_name": f"{spec.method}/seed-{spec.seed}",
         "rounds": spec.train.rounds,
         "patience": spec.run.tracking_patience,
         "journal": run.progress.journal,  # bytes of the journal that a resumed run goes on from
         "main_model": main_kind(run),
-        "parameters": flat(spec.identity()) | flat({"run": spec.run.model_dump(mode="json")}),
+        "parameters": flat(parameters),
         "tags": {
             "method": spec.method,
             "stream": spec.stream,
@@ -141,7 +158,7 @@ def verify(folder: Path, root: Path, console: Console) -> None:
         progress_bar(console, f"again: {spec.title}") as bar,
         Run(spec, root, Path(place) / "again", on_progress=bar) as again,
     ):
-        play(again, track=False)
+        play(again)
         digest = again.digest()
     if digest != found["digest"]:
         raise RuntimeError(f"{folder} is not reproduced: its digest is {found['digest']}, run again it is {digest}")

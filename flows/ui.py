@@ -10,8 +10,10 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 
 from parameters import project_root
+from tasks.delivery import deliver_all, records
 
 from . import settings
 
@@ -46,6 +48,11 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)  # ended otherwise, it stops both servers as well
     root = project_root()
+    if records(root):
+        print("sending what MLflow does not have yet (Ctrl-C: not now)", flush=True)
+        with suppress(KeyboardInterrupt):
+            if kept := deliver_all(root):
+                print(f"note: {len(kept)} runs could not be sent; they are kept in runs/untracked", flush=True)
     prefect_port, mlflow_port = free_port(4200), free_port(5000)
     store = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}"
     own = {

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -121,8 +122,9 @@ class RunFolder:
         return progress
 
     def record(self, kind: str, rows: Iterable[dict[str, Any]]) -> None:
-        """Appends records to the journal; they count once a checkpoint follows."""
-        lines = [json.dumps({"kind": kind, **row}, sort_keys=True) + "\n" for row in rows]
+        """Appends records to the journal, with the time in ms since 1970; they count once a checkpoint follows."""
+        now = int(time.time() * 1000)
+        lines = [json.dumps({"kind": kind, "time": now, **row}, sort_keys=True) + "\n" for row in rows]
         self._journal.write("".join(lines).encode())
         self._journal.flush()
 
@@ -143,7 +145,8 @@ class RunFolder:
         """All records of a kind, in the order they were made."""
         with open(self.path / "journal.jsonl", "rb") as file:
             rows = [json.loads(line) for line in file]
-        return [{key: value for key, value in row.items() if key != "kind"} for row in rows if row["kind"] == kind]
+        chosen = [row for row in rows if row["kind"] == kind]
+        return [{key: value for key, value in row.items() if key not in ("kind", "time")} for row in chosen]
 
     def clean_up(self) -> None:
         """Removes what is left of a run that is over, where anything is."""

@@ -428,6 +428,10 @@ def test_an_interrupted_run_is_resumed_to_its_end(resumed, desk):
     told = json.loads((out / "run.json").read_text())
     assert len(told["mlflow_run"]) == 32 and told["failures"] == []
     assert not (desk.folder / "results").exists(), "results belong to the project, not to where the user sits"
+    deadline = time.monotonic() + 120
+    while list((desk.project / "runs" / "untracked").iterdir()):  # what MLflow gets after the run's end
+        assert time.monotonic() < deadline, "the results never went to MLflow"
+        time.sleep(0.1)
     left = {path.name for path in (desk.project / "runs").iterdir() if path.is_dir() and any(path.iterdir())}
     assert left <= {"locks"}
 

@@ -12,6 +12,7 @@ import sys
 import sysconfig
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,10 +106,14 @@ def new_out(workshop) -> Callable[[], Path]:
 
 @pytest.fixture(scope="session")
 def play_run(workshop, new_out):
-    """Runs an experiment in this process: `play_run("fedavg", "train.rounds=1", seed=0, workers=1)`."""
+    """Runs an experiment in this process: `play_run("fedavg", "train.rounds=1", seed=0, workers=1)`.
+
+    With `track=True` MLflow has everything when it returns; with a tracker of the test's own it does not wait for that.
+    """
     from flows.conduct import play
     from parameters import experiment
     from tasks.run import Run
+    from tasks.tracking import Tracker
 
     def run_it(
         method: str = "fedavg",
@@ -117,7 +122,7 @@ def play_run(workshop, new_out):
         seed: int = 0,
         out: Path | None = None,
         resume: bool = False,
-        track: bool = False,
+        track: bool | Tracker = False,
         root: Path = workshop,
         during: Callable[[Run], Callable[[int, int, str], None]] | None = None,
         **run: object,
@@ -126,8 +131,10 @@ def play_run(workshop, new_out):
         opened = Run(spec, root, out or new_out(), resume)
         if during:
             opened.on_progress = during(opened)
-        with opened:
-            play(opened, track=track)
+        with Tracker() if track is True else nullcontext(track or None) as tracker, opened:
+            play(opened, tracker)
+        if track is True:
+            delivered(root)
         return Outcome(root, opened.out, opened.folder.path)
 
     return run_it
@@ -159,6 +166,16 @@ def eventually(happened: Callable[[], object], what: str, within: float = DEADLI
         assert time.monotonic() < end, f"never happened: {what}"
         time.sleep(pause)
     return value
+
+
+def delivered(root: Path) -> None:
+    """Returns when nothing is on its way to MLflow any more."""
+    eventually(lambda: not list((root / "runs" / "untracked").iterdir()), "an empty runs/untracked", pause=0.05)
+
+
+@pytest.fixture(scope="session", name="delivered")
+def _delivered() -> Callable[[Path], None]:
+    return delivered
 
 
 @pytest.fixture(scope="session", name="eventually")

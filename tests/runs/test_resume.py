@@ -37,7 +37,7 @@ def play_untracked(root: Path, out: Path, resume: bool, runner: str) -> None:
         "fedavg", "digits", 0, SLOW, root, device="cpu", runner=runner, workers=1 if runner == "processes" else 2
     )
     with Run(spec, root, out, resume) as run:
-        play(run, track=False)
+        play(run)
 
 
 @pytest.fixture(scope="module")
