@@ -203,13 +203,12 @@ def test_it_works_on_every_kind_of_stream(name, stream, played):
 
 
 def test_it_works_on_texts_or_says_that_it_needs_images(name, laboratory):
-    lab = laboratory(name, "texts")
     try:
-        lab.play()
-    except InputError as error:
+        lab = laboratory(name, "texts")
+    except InputError as error:  # said before the first round
         assert name in str(error) and "image" in str(error)
-        assert not lab.rounds, "it is said before the first round"
         return
+    lab.play()
     assert lab.over
     assert all(0 <= row["accuracy"] <= 1 for row in lab.rows)
 
