@@ -24,7 +24,7 @@ from . import settings
 
 # What Prefect itself sets for the temporary servers that it starts.
 PRIVATE = {"PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
-START_LIMIT = 60  # seconds; a loaded machine needs about 10
+START_LIMIT = 180  # seconds; a loaded machine needs about 10, one on which eight others compute has needed 60
 
 
 class TemporaryServer:
