@@ -7,6 +7,7 @@ A round asks a method, in this order:
     broadcast(server, ...)  what goes down to each client
     train(client)           what a client does, keeps and sends back
     expects(server, ...)    the names, shapes and types that an honest upload has
+    check(message)          what else an honest upload is
     fusion_jobs(...)        the independent jobs of the fusion, by name
     fuse(job, ...)          one job: a part of the next server state
     join(server, parts)     the next server state
@@ -119,6 +120,13 @@ class Method(ABC):
     def expects(self, server: State, client: int, moment: Moment) -> Mapping[str, Tensor]:
         """Names, shapes and types of the tensors that `client` must upload. Default: nothing crosses."""
         return {}
+
+    def check(self, message: Message) -> None:  # noqa: B027 - most methods have nothing to add
+        """What an upload of the right form must also fulfil, such as indices within their range. Default: nothing.
+
+        Raises:
+            ValueError: it does not, in words; the upload is then refused.
+        """
 
     def fusion_jobs(self, clients: Sequence[int], moment: Moment) -> tuple[str, ...]:
         """The independent jobs of fusing these clients' uploads, each a task with its own name. Default: one."""

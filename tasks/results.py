@@ -19,6 +19,7 @@ from methods import State
 from metrics.plots import draw_accuracy, draw_matrix
 from metrics.summary import summarise
 from models import Architecture
+from models.experts import MostConfident
 from models.prototypes import NearestPrototype
 
 from .files import file_digest, write_json
@@ -102,6 +103,8 @@ def rebuilt(model: nn.Module, architecture: Architecture) -> dict[str, Any]:
     }
     if isinstance(model, NearestPrototype):
         about |= {"classifier": "nearest prototype", "normalise": model.normalise}
+    if isinstance(model, MostConfident):
+        about |= {"classifier": "most confident"}
     return about
 
 

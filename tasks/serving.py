@@ -17,6 +17,7 @@ from torch import nn
 from methods import State
 from methods.training import LocalData
 from models import Architecture
+from models.experts import MostConfident
 from models.prototypes import NearestPrototype
 
 from .store import decode
@@ -48,6 +49,9 @@ def load(architecture: Architecture, tensors: Mapping[str, torch.Tensor], header
     if header["classifier"] == "head":
         return architecture.load(tensors)
     own = State(tensors)
+    if header["classifier"] == "most confident":
+        networks = [architecture.load(own.part(f"networks.{place}")) for place in range(len(tensors["known"]))]
+        return MostConfident(networks, tensors["known"])
     network = architecture.load(own.part("network"))
     return NearestPrototype(network, tensors["prototypes"], tensors["known"], header["normalise"])
 

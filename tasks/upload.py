@@ -1,8 +1,9 @@
 """What crosses between server and clients: broadcasts down, uploads up, and the server's admission of uploads.
 
 A payload is a safetensors file named by its SHA-256 whose header says whose it is. The server admits an upload only if
-digest, keys, shapes, types, finiteness, size, method, client, experience and round are right and it answers the
-broadcast that the server sent; what is refused is kept aside with the reason, and the round goes on with the others.
+digest, keys, shapes, types, finiteness, size, method, client, experience and round are right, it answers the broadcast
+that the server sent and the method finds its content in order; what is refused is kept aside with the reason, and the
+round goes on with the others.
 """
 
 from __future__ import annotations
@@ -153,6 +154,10 @@ def check(site: Site, claim: Claim, moment: Moment, expected: Mapping[str, Tenso
     if not isinstance(content.header.get("values"), dict):
         raise Refused("wrong values: the header has no section of plain values")
     check_tensors(content, expected)
+    try:
+        site.method.check(Message(content.tensors, content.header["values"]))
+    except ValueError as error:
+        raise Refused(f"wrong content: {short(error)}") from None
     return samples
 
 

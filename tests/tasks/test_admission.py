@@ -175,6 +175,42 @@ def test_the_size_limit_is_that_of_the_parameters(waiting):
     assert waiting.refused(large) == f"too large: {limit + 1} bytes, the limit is {limit} (run.upload_limit)"
 
 
+# what a method itself refuses
+
+
+@pytest.fixture(scope="module")
+def sparse(laboratory) -> Round:
+    """A method that sends indices: the last round of experience 1, with both kinds of them."""
+    lab = laboratory("fedweit").play(until=(1, 1))
+    return Round(lab, lab.claims(lab.train()))
+
+
+@pytest.mark.parametrize("name", ["base.places", "adaptive.places"])
+@pytest.mark.parametrize("lie", ["too large", "negative", "twice", "backwards"])
+def test_indices_that_are_out_of_range_or_out_of_order_are_refused(sparse, name, lie):
+    places = sparse.content().tensors[name].clone()
+    if lie == "too large":
+        places[-1] = 2**31 - 1
+    elif lie == "negative":
+        places[0] = -1
+    elif lie == "twice":
+        places[1] = places[0]
+    else:
+        places = places.flip(0)
+    claim = sparse.forged({name: places})
+    verdict = sparse.judge(claim)
+    assert not verdict.admitted
+    assert verdict.reason.startswith("wrong content: places that do not ascend within 0 to ")
+    sparse.check_note(claim, verdict.reason)
+    others = [each for each in sparse.lab.admit(sparse.claims) if each.client != LIAR]
+    with_the_lie = sparse.lab.admit([sparse.claims[0], claim, sparse.claims[2]])
+    assert sparse.lab.fuse([each for each in with_the_lie if each.admitted]) == sparse.lab.fuse(others)
+
+
+def test_honest_indices_are_admitted(sparse):
+    assert [verdict.admitted for verdict in sparse.lab.admit(sparse.claims)] == [True] * 3
+
+
 # files that suffer
 
 
