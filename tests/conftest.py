@@ -74,6 +74,7 @@ def small_project(tmp_path_factory):
     params["model"] = {"name": "mlp", "width": 16}
     params["train"] |= {"rounds": 2, "local_epochs": 1, "batch_size": 16}
     params["methods"]["feddf"] |= {"steps": 5, "batch_size": 64}
+    params["methods"]["fedcurv"] |= {"fisher_samples": 16}
     params["methods"]["target"]["synthesis"] |= {"rounds": 2, "batch": 32, "steps": 3, "width": 4, "student_steps": 3}
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     words = ("federation", "continual", "learning", "memory")  # the class of a text is its first word
