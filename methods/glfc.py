@@ -96,6 +96,6 @@ def compensation(scores: Tensor, old: Tensor) -> Tensor:
 def competitors(client: Client, classes: int) -> Tensor:
     """(classes, classes) bool: row k holds the classes among which a sample of class k is predicted."""
     mask = torch.zeros(classes, classes, dtype=torch.bool)
-    for head in (*client.earlier, client.classes) if client.task_aware else (client.seen,):
+    for head in (*client.old_heads, client.classes) if client.task_aware else (client.seen,):
         mask[torch.tensor(head)[:, None], torch.tensor(head)] = True
     return mask

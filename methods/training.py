@@ -130,8 +130,11 @@ class Client:
 
     @property
     def old_heads(self) -> tuple[tuple[int, ...], ...]:
-        """The groups of earlier classes that compete with each other: one per experience if task-aware, else one."""
-        return self.earlier if self.task_aware else ((self.known,) if self.known else ())
+        """The groups of earlier classes that compete with each other: one per experience if task-aware, else one.
+
+        An experience that the client missed (growth) had none.
+        """
+        return tuple(classes for classes in (self.earlier if self.task_aware else (self.known,)) if classes)
 
     def batches(self, train: TrainParameters) -> Iterator[Batch]:
         """`local_epochs` passes over the client's data in minibatches, shuffled and augmented."""

@@ -42,6 +42,8 @@ STREAMS = {
     "domains": DIGITS | {"scenario": "domain-incremental", "domain": {"kind": "rotation"}, "clients": 2},
     "late": DIGITS | {"lag": 0.9, "experiences": 2},
     "growing": DIGITS | {"growth": {"initial": 2, "join": 1, "leave": 1}, "order": "own"},
+    "joining": DIGITS
+    | {"scenario": "task-incremental", "order": "own", "growth": {"initial": 1, "join": 1, "leave": 0}},
     "texts": {
         "source": "parquet:texts.parquet",
         "text": "text",

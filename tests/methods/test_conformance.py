@@ -186,7 +186,7 @@ def test_it_works_with_one_client_one_experience_or_own_orders(name, stream, pla
     assert all(np.isfinite(each.loss) for _, trained, _ in lab.rounds for each in trained)
 
 
-@pytest.mark.parametrize("stream", ["tasks", "domains", "late", "growing"])
+@pytest.mark.parametrize("stream", ["tasks", "domains", "late", "growing", "joining"])
 def test_it_works_on_every_kind_of_stream(name, stream, played):
     """Heads that are known, domains instead of classes, clients that lag behind, clients that join and leave."""
     lab = played(name, stream)
