@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import torch
@@ -18,11 +18,12 @@ from .training import Client, Update
 
 @dataclass(frozen=True)
 class Rescaled:
-    """An upload as if its client had moved `scale` times as far from the model it received."""
+    """An upload as if its client had moved `scale` times as far from the model it received; `buffers` are as sent."""
 
     upload: Upload
     server: State
     scale: float
+    buffers: Set[str]
 
     @property
     def samples(self) -> int:
@@ -32,7 +33,7 @@ class Rescaled:
     def message(self) -> Message:
         before, after = self.server.part("model"), self.upload.message.part("model")
         moved = {
-            name: torch.lerp(before[name], y, self.scale) if y.is_floating_point() else y for name, y in after.items()
+            name: y if name in self.buffers else torch.lerp(before[name], y, self.scale) for name, y in after.items()
         }
         return Message(prefixed("model", moved))
 
@@ -49,8 +50,8 @@ class FedNova(FedAvg):
     longer sum (`accumulation`). FedAvg weighs clients by n_i and, unnoticed, by tau_i once more.
 
     Written as sum_i p_i (x + tau_eff / ||a_i||_1 (y_i - x)) this is FedAvg over rescaled uploads, and so
-    it is computed: with equal steps it is FedAvg. Floating-point buffers (running statistics) are
-    rescaled alike [ours].
+    it is computed: with equal steps it is FedAvg. Running statistics are no sums of gradients and are
+    averaged as in FedAvg: rescaled, a variance could become negative [ours].
 
     The steps travel as a tensor. tau_eff multiplies everybody's update, so one client's lie about its steps could blow
     up the model: what is said is bounded by what the local epochs and the client's samples allow [ours].
@@ -59,6 +60,8 @@ class FedNova(FedAvg):
     def __init__(self, params: FedAvg.Params, setting: Setting) -> None:
         super().__init__(params, setting)
         require_sgd(setting.train, self.name)
+        model = setting.architecture.load(setting.initial_model())
+        self.buffers = {name for name, _ in model.named_buffers()}
 
     def train(self, client: Client) -> Update:
         update = super().train(client)
@@ -72,7 +75,9 @@ class FedNova(FedAvg):
         sums = [accumulation(self.steps(upload), self.setting.train.momentum) for upload in uploads]
         weights = [upload.samples for upload in uploads]
         tau_eff = sum(n * a for n, a in zip(weights, sums, strict=True)) / sum(weights)
-        rescaled = [Rescaled(upload, server, tau_eff / a) for upload, a in zip(uploads, sums, strict=True)]
+        rescaled = [
+            Rescaled(upload, server, tau_eff / a, self.buffers) for upload, a in zip(uploads, sums, strict=True)
+        ]
         return super().fuse(job, server, rescaled, moment)
 
     def steps(self, upload: Upload) -> int:

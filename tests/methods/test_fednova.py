@@ -101,6 +101,20 @@ def test_the_steps_that_clients_took_are_what_the_server_reads(laboratory):
         lab.advance(trained, verdicts, lab.fuse(verdicts))
 
 
+def test_running_statistics_are_averaged_as_in_fedavg(laboratory):
+    """One client has many steps, three have one: rescaled, their smaller variances would add up to a negative one."""
+    method = laboratory("fednova", sets=["model.name=slim_resnet18", "model.width=4", "model.norm=batch"]).site.method
+    before = method.start()
+    (name, *_) = (key for key in before.tensors if key.endswith("running_var"))
+    ones, tenths = torch.ones_like(before.tensors[name]), torch.full_like(before.tensors[name], 0.1)
+    sizes, now = (1000, 10, 10, 10), State({**before.tensors, name: ones})
+    uploads = [
+        Upload(client, n, Message({**now.tensors, name: tenths, "steps": torch.tensor(-(-n // 16))}))
+        for client, n in enumerate(sizes)
+    ]
+    torch.testing.assert_close(method.fuse("all", now, uploads, Moment(0, 0)).tensors[name], tenths)
+
+
 @pytest.mark.parametrize(("said", "counted"), [(10**15, 3), (-(2**63), 1), (0, 1), (4, 3)])
 def test_a_lie_about_steps_is_bounded_by_what_the_samples_allow(method, said, counted):
     x, y = torch.zeros(2), torch.tensor([1.0, -2.0])
