@@ -37,9 +37,10 @@ class FedICaRL(FedLwF):
     training it herds those of the current experience anew, in the features of its model, and uploads with the model
     the sum of its exemplars' features and their number by class; the server divides the sums of all clients, so that
     mu_y is a mean over everyone's exemplars and the classifier is the server's. A class of which no exemplar came
-    keeps its mean. [ours: a client's own exemplars know its own classes only] The mean features of a class cross,
-    of a class with one exemplar that exemplar's. The features are those of the models before fusion, the classifier's
-    network is the fused one: computing them anew would take another round. [ours] The kind `head` is the same network
+    keeps its mean. [ours: a client's own exemplars know its own classes only] The server refuses counts above the
+    budget, and sums longer than so many features can be. [ours] The mean features of a class cross, of a class with
+    one exemplar that exemplar's. The features are those of the models before fusion, the classifier's network is the
+    fused one: computing them anew would take another round. [ours] The kind `head` is the same network
     with its sigmoid outputs. The paper's budget is 2000 for 100 classes; here it is as in fedder.
     """
 
@@ -90,6 +91,13 @@ class FedICaRL(FedLwF):
         means = server.tensors["exemplars.means"]
         model = super().expects(server, client, moment)
         return {**model, "exemplars.sums": means, "exemplars.counts": means[:, 0]}
+
+    def check(self, message: Message) -> None:
+        sums, counts = message.tensors["exemplars.sums"], message.tensors["exemplars.counts"]
+        if (counts < 0).any() or (counts != counts.round()).any() or counts.double().sum() > self.params.budget:
+            raise ValueError(f"exemplars.counts are not whole numbers that add up to {self.params.budget} at most")
+        if (sums.double().norm(dim=1) > counts * 1.001).any():
+            raise ValueError("exemplars.sums are longer than so many features of length 1")
 
     def fuse(self, job: str, server: State, uploads: Sequence[Upload], moment: Moment) -> State:
         fused = super().fuse(job, server, uploads, moment)

@@ -131,3 +131,17 @@ def test_only_the_model_and_the_teacher_go_down(sets, played):
     for _, trained, _ in lab.rounds:
         for each in trained:
             assert {name.split(".")[0] for name in lab.site.store.get(each.broadcast).tensors} <= {"model", "previous"}
+
+
+@pytest.mark.parametrize("lie", [("counts", -1.0), ("counts", 0.5), ("counts", 1e9), ("sums", 1e30)])
+def test_what_no_exemplars_add_up_to_is_refused(lie, laboratory):
+    """Otherwise one client could take a class away from all, or make its mean infinite."""
+    lab = laboratory("fedicarl")
+    (each, *_) = lab.train()
+    content = lab.site.store.get(each.upload)
+    method, name = lab.site.method, f"exemplars.{lie[0]}"
+    method.check(Message(content.tensors, content.header["values"]))
+    changed = content.tensors[name].clone()
+    changed[0] = lie[1]
+    with pytest.raises(ValueError, match=name):
+        method.check(Message({**content.tensors, name: changed}))
