@@ -77,6 +77,10 @@ class FedDF(FedAvg):
         model = server.part(whose(self.setting.place(client)))
         return {**prefixed("model", model), "seen": server.tensors["seen"]}
 
+    def check(self, message: Message) -> None:
+        if not message.tensors["seen"].any():
+            raise ValueError("a client that has trained has seen a class (seen names none)")
+
     def fusion_jobs(self, clients: Sequence[int], moment: Moment) -> tuple[str, ...]:
         return tuple(whose(place) for place in range(len(self.setting.architectures)))
 

@@ -139,3 +139,13 @@ def test_draws_are_full_batches_and_passes_use_every_row_equally(count, size, st
     assert [len(batch) for batch in batches] == [size] * steps
     times = torch.bincount(torch.cat(batches), minlength=count)
     assert times.max() - times.min() <= 1
+
+
+def test_a_client_that_says_it_has_seen_nothing_is_refused(laboratory):
+    """Over no classes at all there is nothing to distil."""
+    lab = laboratory("feddf", "alone")
+    (each,) = lab.train()
+    tensors = lab.site.store.get(each.upload).tensors
+    lab.site.method.check(Message(tensors))
+    with pytest.raises(ValueError, match="seen"):
+        lab.site.method.check(Message({**tensors, "seen": torch.zeros_like(tensors["seen"])}))
