@@ -67,6 +67,11 @@ class FedEWC(Held, Taught):
         model = super().expects(server, client, moment)
         return {**model, **prefixed("new", self.like_parameters(server))} if self.consolidates(moment) else model
 
+    def check(self, message: Message) -> None:
+        wrong = [name for name, each in message.part("new").items() if (each < 0).any()]
+        if wrong:
+            raise ValueError(f"Fisher information is at least 0, that of {', '.join(wrong)} is not")
+
     def end_experience(self, server: State, experience: int) -> State:
         ended = super().end_experience(server, experience)
         fisher, new = ended.part("fisher"), ended.part("new")  # of the clients' `new` the mean by samples

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 import torch
 
-from methods import State
+from methods import Message, State
 from methods.fisher import trainable
 from methods.training import cross_entropy
 from tasks.store import encode
@@ -98,3 +98,12 @@ def test_a_stronger_pull_leaves_less_way(laboratory):
         fisher, anchor, model = (lab.server.part(part) for part in ("fisher", "previous", "model"))
         ways.append(sum((each * (model[name] - anchor[name]).square()).sum().item() for name, each in fisher.items()))
     assert ways[0] > ways[1] > ways[2] > 0
+
+
+def test_negative_information_is_refused(laboratory):
+    """It would push instead of pull."""
+    lab = laboratory("fedewc", sets=[FEW]).play(until=(0, 1))
+    honest = lab.site.store.get(lab.train()[0].upload).tensors
+    lab.site.method.check(Message(honest))
+    with pytest.raises(ValueError, match=r"at least 0, that of head\.bias is not"):
+        lab.site.method.check(Message({**honest, "new.head.bias": -honest["new.head.bias"] - 1}))
