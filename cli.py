@@ -85,7 +85,10 @@ def stream(
     if plot:
         from streams.picture import draw
 
-        draw(built, plot)
+        try:
+            draw(built, plot)
+        except OSError as error:
+            raise InputError(f"--plot {plot}: cannot be written ({error.strerror}); expected a file's path") from None
         console.print(f"drawn into {plot}")
 
 

@@ -240,7 +240,10 @@ def network(about: Any, key: str) -> dict[str, Any]:
         got = about.get("name") if isinstance(about, dict) else about
         raise InputError(f"{key}.name: expected the name of a network (got {got!r})")
     options = {option: value for option, value in about.items() if option != "name"}
-    return {"name": about["name"], **models.check(about["name"], options)}
+    try:
+        return {"name": about["name"], **models.check(about["name"], options)}
+    except InputError as error:  # it speaks of the section `model`
+        raise InputError(str(error).replace("model.", f"{key}.", 1)) from None
 
 
 def _assignment(text: str) -> tuple[list[str], Any]:

@@ -91,6 +91,8 @@ def _expected(error: Mapping[str, Any]) -> str:
     if error["type"] in _BOUNDS:
         text, bound = _BOUNDS[error["type"]]
         return text.format(context[bound])
+    if error["type"] in ("model_type", "model_attributes_type"):
+        return "must be a section of keys"
     if error["type"] == "finite_number":
         return "must be a finite number"
     if kind in _KINDS:

@@ -32,7 +32,8 @@ class FOT(FedAvg):
 
     When: with the upload of an experience's last round, from the client's own data and its model right after training
     [code]. The server asks for the sketches with that round's broadcast, so that a client that lags behind answers too
-    [ours]. Only their sum is needed, so that they could be added securely as in the paper; here the server sees each.
+    [ours]. Only their sum is needed, so that they could be added securely as in the paper; here the server sees each,
+    and it knows Omega: where a client has fewer inputs of a layer than a sketch has columns, it could solve for them.
 
     How it differs: the paper's clients receive U and sketch (I - U U') X_i; since that is linear, the server applies
     it to the sum here, and what |X|^2 was it learns from the sketch too [ours: no U goes down, a client cannot misstate

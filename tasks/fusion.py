@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from methods import Moment
+from methods import Moment, State
 
 from .site import Site
 from .store import Ref
@@ -23,13 +24,13 @@ def uploads_of(site: Site, verdicts: Sequence[Verdict]) -> list[AdmittedUpload]:
 
 def fuse(site: Site, job: str, server: Ref, verdicts: Sequence[Verdict], moment: Moment) -> Ref:
     """One job: a part of the next server state."""
-    return site.write(site.method.fuse(job, site.read(server), uploads_of(site, verdicts), moment))
+    return site.write(finite(site.method.fuse(job, site.read(server), uploads_of(site, verdicts), moment), moment))
 
 
 def join(site: Site, server: Ref, parts: dict[str, Ref], moment: Moment, last_round: bool) -> Ref:
     """The next server state; after the last round of an experience, as the method leaves it for the next."""
     state = site.method.join(site.read(server), {job: site.read(part) for job, part in parts.items()}, moment)
-    return site.write(site.method.end_experience(state, moment.experience) if last_round else state)
+    return site.write(finite(site.method.end_experience(state, moment.experience) if last_round else state, moment))
 
 
 def fuse_all(site: Site, server: Ref, verdicts: Sequence[Verdict], moment: Moment, last_round: bool) -> Ref:
@@ -39,7 +40,22 @@ def fuse_all(site: Site, server: Ref, verdicts: Sequence[Verdict], moment: Momen
     if uploads:
         (job,) = method.fusion_jobs([upload.client for upload in uploads], moment)
         state = method.join(state, {job: method.fuse(job, state, uploads, moment)}, moment)
-    return site.write(method.end_experience(state, moment.experience) if last_round else state)
+    return site.write(finite(method.end_experience(state, moment.experience) if last_round else state, moment))
+
+
+def finite(state: State, moment: Moment) -> State:
+    """The state, if it can be trained on: a fusion that diverged must not become a checkpoint.
+
+    Raises:
+        RuntimeError: a tensor of the next server state holds NaN or infinity.
+    """
+    for name, tensor in state.tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise RuntimeError(
+                f"experience {moment.experience}, round {moment.round}: after the fusion {name} holds NaN or infinity; "
+                "the round does not count. Too large a step, or an upload of huge weights or claimed samples"
+            )
+    return state
 
 
 @task(

@@ -441,3 +441,9 @@ def test_what_was_interrupted_and_resumed_is_verified_by_a_run_in_one_piece(resu
     verified = desk.fcl("verify", os.path.relpath(out, desk.folder))
     assert (verified.status, verified.error) == (0, "")
     assert json.loads((out / "run.json").read_text())["digest"] in verified.said
+
+
+def test_a_picture_that_cannot_be_written_is_the_users_error(desk, tmp_path):
+    ended = desk.fcl("stream", "digits", "--plot", str(tmp_path))
+    assert ended.status == 2
+    assert f"--plot {tmp_path}: cannot be written" in " ".join(ended.error.split())

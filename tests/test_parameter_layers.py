@@ -35,7 +35,7 @@ def test_a_stream_may_bring_the_networks_and_the_command_line_wins(project):
     [
         ("[cnn, cnnn]", r"no model 'cnnn'; did you mean cnn"),
         ("[{width: 3}]", r"models\.0\.name: expected the name of a network \(got None\)"),
-        ("[{name: mlp, widht: 3}]", r"model 'mlp' has no option 'widht'; did you mean width"),
+        ("[cnn, {name: mlp, widht: 3}]", r"models\.1\.widht: model 'mlp' has no option 'widht'; did you mean width"),
         ("[3]", r"models\.0\.name: expected the name of a network \(got 3\)"),
         ("cnn", r"models: expected a list of networks, for example \[cnn, cnn4\] \(got 'cnn'\)"),
     ],
@@ -64,6 +64,7 @@ def test_augmentation_is_a_section_of_train_that_layers_key_by_key(project):
 @pytest.mark.parametrize(
     ("key", "message"),
     [
+        ("train.augmentation=1", r"train\.augmentation must be a section of keys \(got 1\)"),
         ("train.augmentation.crop=-1", r"train\.augmentation\.crop must be at least 0 \(got -1\)"),
         ("train.augmentation.flop=1", r"no key 'train\.augmentation\.flop'; did you mean flip"),
         (

@@ -1,6 +1,6 @@
 """The table of docs/models.md: every network's options, parameters and time for a batch.
 
-    python benchmarks/models.py [--batch 32] [--repeats 7]
+    python benchmarks/networks.py [--batch 32] [--repeats 7]
 
 Images of 3 x 32 x 32 pixels, texts of 512 bytes (about 85 words, of which 64 are read), 100 classes, default options.
 The time is the processor's for forward, cross-entropy and backward on one thread, the median over the repeats; networks
