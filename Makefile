@@ -26,14 +26,14 @@ data/digits/digits.csv.gz: | .venv/ready
 	$(BIN)/python -m streams.sources
 
 repro: setup
-	@dvc status --quiet || $(BIN)/python -m flows.server dvc repro
+	@dvc status --quiet data.dvc dvc.yaml || $(BIN)/python -m flows.server dvc repro dvc.yaml
 	@fcl compare
 	@echo "plots   comparison/digits/accuracy.png, results/digits/METHOD/seed-N/*.png"
 	@echo "tables  comparison/digits/table.md; all metrics: .venv/bin/dvc metrics show, their changes: dvc metrics diff"
 	@echo "make ui starts Prefect's UI (http://127.0.0.1:4200) and MLflow's (http://127.0.0.1:5000) with these runs"
 
 baselines: setup
-	@$(BIN)/python -m flows.server dvc repro baselines/dvc.yaml dvc.yaml
+	@$(BIN)/python -m flows.server dvc repro dvc.yaml baselines/dvc.yaml
 	@fcl compare --stream digits
 
 test: setup
