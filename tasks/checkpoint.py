@@ -2,8 +2,9 @@
 
 A run's folder holds `checkpoint.json` (where the run is and the references to every state it needs) and
 `journal.jsonl` (what was measured, one JSON line a record). The checkpoint is replaced by an atomic rename after each
-round; journal lines that it does not count yet, a torn last line among them, are cut off on resume. No generator
-state is kept: every random draw is derived by name from the experiment seed.
+round; journal lines that it does not count yet, a torn last line among them, are cut off on resume. In the middle of a
+fusion of several jobs there is also `jobs.jsonl`, the jobs that are done (`jobs.py`). No generator state is kept: every
+random draw is derived by name from the experiment seed.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from methods import Moment
 from parameters import Experiment
 
 from .files import write_json
+from .jobs import JobLog
 from .store import Ref
 
 
@@ -48,13 +50,14 @@ class Progress:
 
 
 class RunFolder:
-    """A run's folder: lock, checkpoint and journal. Use as a context manager."""
+    """A run's folder: lock, checkpoint, journal and the log of fusion jobs. Use as a context manager."""
 
     def __init__(self, path: Path, experiment: Experiment) -> None:
         self.path = path
         self.experiment = experiment
         self._lock = FileLock(path.parent / "locks" / f"{path.name}.lock")
         self._journal: Any = None
+        self.jobs = JobLog(path / "jobs.jsonl")
 
     def __enter__(self) -> RunFolder:
         Path(self._lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
@@ -93,7 +96,7 @@ class RunFolder:
         )
 
     def open(self, resume: bool, basis: dict[str, str]) -> Progress | None:
-        """Opens the journal where the progress that `check` found stands, or an empty folder.
+        """Opens the journal where the progress that `check` found stands, with the jobs done since, or an empty folder.
 
         Args:
             basis: digests of what the result depends on besides the parameters: stream, code, lock.
@@ -119,6 +122,7 @@ class RunFolder:
             self.path.mkdir(parents=True)
         self._journal = open(self.path / "journal.jsonl", "ab")  # noqa: SIM115 - closed by __exit__
         self._journal.truncate(progress.journal if progress else 0)
+        self.jobs.load()
         return progress
 
     def record(self, kind: str, rows: Iterable[dict[str, Any]]) -> None:
@@ -140,6 +144,7 @@ class RunFolder:
                 "progress": progress.to_json(),
             },
         )
+        self.jobs.clear()
 
     def records(self, kind: str) -> list[dict[str, Any]]:
         """All records of a kind, in the order they were made."""

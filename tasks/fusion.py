@@ -1,19 +1,30 @@
-"""Fusion at the server: aggregation or distillation, in as many independent jobs as the method has."""
+"""Fusion at the server: aggregation or distillation, in as many independent jobs as the method has.
+
+Each job is a Prefect task of its own: one that fails is tried again alone, one that is done is not done again by a
+resumed run (`jobs.py`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
 
 import torch
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from errors import InputError
 from methods import Moment, State
 
+from .jobs import job_key
+from .run import Run
 from .site import Site
-from .store import Ref
+from .store import DamagedFile, Ref
 from .upload import AdmittedUpload, Verdict
-from .workers import Workers
+
+
+class FusionFailed(RuntimeError):
+    """A job of the fusion failed in all its tries; the run can be resumed, and does what was not done."""
 
 
 def uploads_of(site: Site, verdicts: Sequence[Verdict]) -> list[AdmittedUpload]:
@@ -58,12 +69,99 @@ def finite(state: State, moment: Moment) -> State:
     return state
 
 
+class Job:
+    """A task of the fusion: what it computes, and what went wrong in its tries.
+
+    Args:
+        what: as the Prefect UI says it before "of round 1 of experience 2".
+        function: `fuse`, `join` or `fuse_all`, which a worker calls with `arguments`.
+        key: see `job_key`; with it, a resumed run finds the job done.
+    """
+
+    def __init__(self, run: Run, what: str, moment: Moment, function: Callable[..., Ref], *arguments, key: str = ""):
+        self.run, self.what, self.moment, self.key = run, what, moment, key
+        self.function, self.arguments = function, arguments
+        self.tries = 0
+        self.failures: list[str] = []  # the traces of the tries that failed
+
+    def attempt(self) -> Ref:
+        """One try; called by the Prefect task."""
+        self.tries += 1
+        try:
+            state = self.run.workers.call(self.function, *self.arguments)
+        except Exception:
+            self.failures.append(traceback.format_exc())
+            raise
+        if self.key:  # here and not when all jobs are awaited: a kill in between must not cost this one
+            self.run.folder.jobs.add(self.key, state)
+        return state
+
+    def submit(self) -> None:
+        tries = fuse_uploads.with_options(retries=self.run.experiment.run.retries, retry_delay_seconds=0)
+        self.future = tries.submit(self, self.moment)
+
+    def wait(self) -> None:
+        """Blocks until the job is done or has failed for good; what failed on the way is noted."""
+        self.future.wait()
+        if self.failures:
+            self.run.note(f"{self}\n{''.join(self.failures)}")
+
+    def __str__(self) -> str:
+        where = f"experience {self.moment.experience}, round {self.moment.round}"
+        return f"{where}: the job '{self.what}' failed in {len(self.failures)} of {self.tries} tries"
+
+    def result(self) -> Ref:
+        """The state that the job wrote.
+
+        Raises:
+            FusionFailed: no try succeeded.
+            InputError: something that the user can change stands in the way.
+        """
+        try:
+            return self.future.result()
+        except Exception as error:
+            if isinstance(error, InputError) or not self.failures:
+                raise
+            raise FusionFailed(
+                f"{self} ({type(error).__name__}: {error}); the round's other jobs are kept, "
+                "and --resume goes on from there"
+            ) from error
+
+
 @task(
     name="fuse",
-    task_run_name="fuse {what} round {moment.round} of experience {moment.experience}",
+    task_run_name="{job.what} of round {moment.round} of experience {moment.experience}",
     cache_policy=NO_CACHE,
     log_prints=False,
 )
-def fuse_uploads(workers: Workers, function, what: str, moment: Moment, *arguments) -> Ref:
+def fuse_uploads(job: Job, moment: Moment) -> Ref:
     """Prefect task: one job of the fusion (`fuse`), the joining of several (`join`), or all at once (`fuse_all`)."""
-    return workers.call(function, *arguments)
+    return job.attempt()
+
+
+def finish(jobs: Sequence[Job]) -> list[Ref]:
+    """Does the jobs side by side; one that fails for good stops the run after the others are done."""
+    for job in jobs:
+        job.submit()
+    for job in jobs:
+        job.wait()
+    return [job.result() for job in jobs]
+
+
+def fuse_parts(
+    run: Run, names: Sequence[str], server: Ref, verdicts: Sequence[Verdict], moment: Moment
+) -> dict[str, Ref]:
+    """The states of all jobs of a fusion, in the order of their names; what a killed run had done is taken from it."""
+    log, parts = run.folder.jobs, {}
+    if log.damaged:
+        run.note(f"{log.path} has {log.damaged} unreadable lines; their jobs are done again")
+    keys = {name: job_key(name, server, verdicts, moment) for name in names}
+    for name, key in keys.items():
+        try:
+            parts[name] = log.find(key, run.site.store)
+        except DamagedFile as error:
+            run.note(f"experience {moment.experience}, round {moment.round}: {name} is fused again: {error}")
+            parts[name] = None
+    missing = [name for name in names if parts[name] is None]
+    jobs = [Job(run, f"fuse {name}", moment, fuse, name, server, verdicts, moment, key=keys[name]) for name in missing]
+    return parts | dict(zip(missing, finish(jobs), strict=True))

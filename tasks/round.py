@@ -11,7 +11,7 @@ from methods import Moment
 from randomness import generator
 
 from .evaluation import evaluate_models, units
-from .fusion import fuse, fuse_all, fuse_uploads, join
+from .fusion import Job, finish, fuse_all, fuse_parts, join
 from .run import Run
 from .store import Ref
 from .training import Assignment, Trained, train_clients
@@ -131,14 +131,11 @@ def fuse_round(run: Run, moment: Moment, verdicts: Sequence[Verdict], last: bool
     server, files = run.progress.server, [verdict for verdict in verdicts if verdict.admitted and verdict.file]
     if not files and not last:
         return server
-    jobs = run.site.method.fusion_jobs([verdict.client for verdict in files], moment) if files else ()
-    if len(jobs) <= 1:
-        return fuse_uploads.submit(run.workers, fuse_all, "uploads of", moment, server, files, moment, last).result()
-    futures = {
-        job: fuse_uploads.submit(run.workers, fuse, f"{job} of", moment, job, server, files, moment) for job in jobs
-    }
-    parts = {job: future.result() for job, future in futures.items()}
-    return fuse_uploads.submit(run.workers, join, "all jobs of", moment, server, parts, moment, last).result()
+    names = run.site.method.fusion_jobs([verdict.client for verdict in files], moment) if files else ()
+    if len(names) <= 1:
+        return finish([Job(run, "fuse uploads", moment, fuse_all, server, files, moment, last)])[0]
+    parts = fuse_parts(run, names, server, files, moment)
+    return finish([Job(run, f"join {len(parts)} parts", moment, join, server, parts, moment, last)])[0]
 
 
 def record_round(
