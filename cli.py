@@ -119,6 +119,16 @@ def print_stream(built) -> None:
 
 
 @app.command()
+def foundation(name: Annotated[str, typer.Argument(metavar="STREAM", help="a stream of params.yaml")]) -> None:
+    """Make (if needed) and describe the foundation model of a stream, and register it in MLflow."""
+    with settings.importing():
+        from flows.foundation import prepare
+        from parameters import project_root
+
+    prepare(name, project_root(), console)
+
+
+@app.command()
 def compare(
     stream: Annotated[str | None, typer.Option(help="this stream only")] = None,
 ) -> None:

@@ -20,6 +20,7 @@ import methods
 import models
 from errors import InputError, nearest
 from methods.training import TrainParameters
+from models.foundation import FoundationParameters
 from streams.parameters import StreamParameters
 from validation import Section, checked
 
@@ -31,7 +32,7 @@ class RunParameters(Section):
     workers: int = Field(2, ge=1, description="tasks that compute at the same time")
     device: str = Field("auto", description="auto (a GPU where there is one), cpu, cuda or cuda:N")
     min_clients: int = Field(1, ge=1, description="admitted uploads that a round needs to go on")
-    retries: int = Field(2, ge=0, description="times that a failed client task is tried again")
+    retries: int = Field(2, ge=0, description="times that a failed client or fusion job is tried again")
     cohort: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
         "auto", description="clients that travel in one task; auto sizes it from their measured time"
     )
@@ -56,6 +57,7 @@ class Experiment(BaseModel):
     stream_parameters: StreamParameters
     models: list[dict[str, Any]]  # client i has the i-th, round-robin
     train: TrainParameters
+    foundation: FoundationParameters | None = None  # where the method works with one
     seed: int
     run: RunParameters
 
@@ -70,7 +72,7 @@ class Experiment(BaseModel):
 
     def identity(self) -> dict[str, Any]:
         """All that determines the result, with defaults filled in."""
-        return self.model_dump(mode="json", exclude={"run"})
+        return self.model_dump(mode="json", exclude={"run", *(["foundation"] if self.foundation is None else [])})
 
     @property
     def digest(self) -> str:
@@ -87,6 +89,10 @@ def project_root(start: Path | None = None) -> Path:
     raise InputError(f"no params.yaml in {start} or above; run fcl inside the project's folder")
 
 
+# Sections that a stream may override, and their keys that are sections themselves.
+DEEPER = {"model": (), "train": ("augmentation",), "foundation": ("network", "pretraining")}
+
+
 def read(root: Path, sets: Sequence[str] = ()) -> dict[str, Any]:
     """params.yaml as a dictionary with `--set KEY=VALUE` applied; VALUE is read as YAML."""
     path = root / "params.yaml"
@@ -97,7 +103,7 @@ def read(root: Path, sets: Sequence[str] = ()) -> dict[str, Any]:
         where = f", line {mark.line + 1}" if mark else ""
         raise InputError(f"{path.name}{where}: not valid YAML ({getattr(error, 'problem', error)})") from error
     sections = ("streams", "model", "train", "methods", "run")
-    several = params.pop("models", None) if isinstance(params, dict) else None
+    several, about = (params.pop(name, None) if isinstance(params, dict) else None for name in ("models", "foundation"))
     found = ", ".join(map(str, params)) if isinstance(params, dict) else repr(params)
     if not isinstance(params, dict) or set(params) != set(sections):
         raise InputError(f"{path.name}: expected the sections {', '.join(sections)} (got {found})")
@@ -106,6 +112,9 @@ def read(root: Path, sets: Sequence[str] = ()) -> dict[str, Any]:
     for name in params["methods"]:
         methods.get(name)  # a misspelt section would be an experiment with defaults
     params["models"] = several or []
+    params["foundation"] = about or {}
+    section(params, "foundation")
+    sections = (*sections, "foundation")
     touched: set[tuple[str, str]] = set()
     for key, value in map(_assignment, sets):
         if key == ["models"]:
@@ -121,10 +130,10 @@ def read(root: Path, sets: Sequence[str] = ()) -> dict[str, Any]:
             raise InputError(f"--set {'.'.join(key)}: expected a single key, not a whole section")
         if key[0] in ("streams", "methods"):
             touched.add((key[0], key[1]))
-        if len(key) > 2 and (key[0] == "model" or (key[0] == "train" and key[1] != "augmentation")):
+        if len(key) > 2 and key[0] in DEEPER and key[1] not in DEEPER[key[0]]:
             raise InputError(f"no key '{'.'.join(key)}': '{key[1]}' has no keys below it")
-        # Sets of `model` and `train` come after the stream's own, so here they are only checked.
-        _put(copy.deepcopy(params) if key[0] in ("model", "train") else params, key, value)
+        # Sets of `model`, `train` and `foundation` come after the stream's own, so here they are only checked.
+        _put(copy.deepcopy(params) if key[0] in DEEPER else params, key, value)
     for kind, name in sorted(touched):  # also of streams and methods that are not run: nobody sets a key in vain
         if kind == "streams":
             stream_parameters(params, name)
@@ -149,7 +158,7 @@ def known(params: Mapping[str, Any], kind: str, name: str) -> dict[str, Any]:
 
 
 def stream_parameters(params: Mapping[str, Any], name: str) -> StreamParameters:
-    overrides = ("model", "models", "train")
+    overrides = (*DEEPER, "models")
     own = {key: value for key, value in known(params, "streams", name).items() if key not in overrides}
     return checked(StreamParameters, own, f"streams.{name}")
 
@@ -172,10 +181,7 @@ def experiment(
     kind = methods.get(method)
     params = read(root, sets)
     own = known(params, "streams", stream)
-    chosen: dict[str, dict[str, Any]] = {"model": {}, "train": {}}
-    for key, value in map(_assignment, sets):
-        if key[0] in chosen:
-            _put(chosen[key[0]], key[1:], value)
+    chosen = {name: _chosen(name, sets) for name in ("model", "train")}
     model: dict[str, Any] = {}
     for layer in (params["model"], section(own, "model", f"streams.{stream}."), chosen["model"]):
         if layer.get("name", model.get("name")) != model.get("name"):
@@ -200,6 +206,7 @@ def experiment(
         stream_parameters=stream_parameters(params, stream),
         models=networks,
         train=checked(TrainParameters, train, "train"),
+        foundation=foundation_parameters(params, stream, sets) if kind.needs_foundation else None,
         seed=seed,
         run=checked(RunParameters, given, "run"),
     )
@@ -215,6 +222,32 @@ def experiment(
             f"{result.stream_parameters.clients} (got {clients})"
         )
     return result
+
+
+def foundation_parameters(params: Mapping[str, Any], stream: str, sets: Sequence[str] = ()) -> FoundationParameters:
+    """The section `foundation`, the stream's own overrides and `sets`, in this order; checked."""
+    own = section(known(params, "streams", stream), "foundation", f"streams.{stream}.")
+    layers = (params["foundation"], own, _chosen("foundation", sets))
+    reader: dict[str, Any] = {}
+    for layer in layers:
+        about = section(dict(layer), "network", "foundation.")
+        if about.get("name", reader.get("name")) != reader.get("name"):
+            reader = {}  # another network's options are not this one's
+        reader = reader | about
+    found = layered(*layers) | ({"network": reader} if reader else {})
+    result = checked(FoundationParameters, found, "foundation")
+    if result.source != "pretrain":
+        return result
+    return result.model_copy(update={"network": network(result.network, "foundation.network")})
+
+
+def _chosen(name: str, sets: Sequence[str]) -> dict[str, Any]:
+    """What `sets` say about the section `name`."""
+    found: dict[str, Any] = {}
+    for key, value in map(_assignment, sets):
+        if key[0] == name:
+            _put(found, key[1:], value)
+    return found
 
 
 def layered(*layers: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ A round asks a method, in this order:
     join(server, parts)     the next server state
     end_experience(...)     what changes when an experience ends
     predictor(kind, ...)    the models to be evaluated
+    general(server)         the same for a foundation model's general tasks
 
 Device placement, files, messages, scheduling, checkpoints and logging are the pipeline's business: a method imports
 torch and nothing above this package.
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 
 from errors import InputError, nearest
 from models import Architecture
+from models.foundation import Foundation
 from randomness import generator
 from validation import Section
 
@@ -52,6 +54,8 @@ class Setting:
     experiences: int
     device: str = "cpu"
     public: Callable[[], LocalData] | None = None  # the samples that no client holds, read when they are asked for
+    outside: Callable[[str], LocalData] | None = None  # all training samples of another source, scaled to the stream's
+    foundation: Callable[[], Foundation] | None = None  # the frozen foundation model; shared: never change it
     task_aware: bool = False  # the experience of a sample is known when it is predicted (task-incremental)
 
     @property
@@ -95,6 +99,8 @@ class Method(ABC):
     heterogeneous: ClassVar[bool] = False
     # Whether the server learns from the stream's public split.
     needs_public: ClassVar[bool] = False
+    # Whether it works with a foundation model (the section `foundation`).
+    needs_foundation: ClassVar[bool] = False
 
     class Params(Section):
         """The method's own section `methods.NAME` of params.yaml."""
@@ -165,6 +171,13 @@ class Method(ABC):
             client: the holder's state; nothing where the server holds the model.
             holder: the client, or CENTRE where the server holds the model.
         """
+
+    def general(self, server: State) -> Mapping[str, nn.Module]:
+        """The server's model in each general task of the foundation model: inputs -> logits. Default: none.
+
+        How well it still does them is measured after every experience: retention of general ability.
+        """
+        return {}
 
 
 _methods: dict[str, type[Method]] = {}

@@ -48,6 +48,7 @@ class TrainParameters(Section):
 class Batch(NamedTuple):
     inputs: Tensor  # images (batch, channels, height, width), float32 in [-1, 1]; texts (batch, length), uint8
     labels: Tensor  # (batch,), int64, global label space
+    rows: Tensor | None = None  # (batch,), int64, where these samples stand in the client's data
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -88,7 +89,7 @@ class LocalData:
     def batch(self, rows: Tensor) -> Batch:
         """The samples `rows` as a network takes them."""
         inputs = self.inputs[rows]
-        return Batch(inputs if inputs.dim() == 2 else to_float(inputs), self.labels[rows])
+        return Batch(inputs if inputs.dim() == 2 else to_float(inputs), self.labels[rows], rows)
 
     def shuffled(self, size: int, epochs: int, draw: torch.Generator) -> Iterator[Batch]:
         """`epochs` passes over the data, each in an order of its own drawn from `draw`."""
@@ -141,7 +142,7 @@ class Client:
         draw = self.generator("augmentation")
         for batch in self.data.shuffled(train.batch_size, train.local_epochs, self.generator("batches")):
             active = train.augmentation.active
-            yield Batch(train.augmentation.apply(batch.inputs, draw), batch.labels) if active else batch
+            yield batch._replace(inputs=train.augmentation.apply(batch.inputs, draw)) if active else batch
 
     def generator(self, purpose: str) -> torch.Generator:
         """This client's own stream of randomness for `purpose` in this round."""

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import nn
 
+from .adapter import Zero
+
 STD = 0.02  # of embeddings, positions and class tokens
 
 
@@ -26,7 +28,10 @@ def initialise(model: nn.Module, generator: torch.Generator) -> nn.Module:
         own = list(layer.parameters(recurse=False)) + list(layer.buffers(recurse=False))
         if not own:
             continue
-        if isinstance(layer, nn.Linear | nn.Conv2d):
+        if isinstance(layer, Zero):
+            for parameter in own:
+                nn.init.zeros_(parameter)
+        elif isinstance(layer, nn.Linear | nn.Conv2d):
             bound = 1 / math.sqrt(layer.weight[0].numel())
             for parameter in own:
                 nn.init.uniform_(parameter, -bound, bound, generator=generator)

@@ -6,9 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .registry import Classifier
-
-FAR = -1e9  # logit of a class without a prototype
+from .registry import FAR, Classifier
 
 
 class NearestPrototype(nn.Module):

@@ -20,7 +20,10 @@ from torch import Tensor, nn
 from errors import InputError, nearest
 from validation import Section, checked
 
+from .adapter import Adapter
 from .initial import initialise
+
+FAR = -1e9  # logit of a class that is not to be predicted
 
 PositiveInt = Annotated[int, Field(ge=1)]  # the type of a width or a depth
 
@@ -37,10 +40,12 @@ class Classifier(nn.Module):
     width: int  # length of a feature vector
     head: nn.Linear
     projection: nn.Linear | None
+    adapter: Adapter | None
 
     def __init__(self) -> None:
         super().__init__()
         self.projection = None
+        self.adapter = None
 
     def pooled(self, inputs: Tensor) -> Tensor:
         """Inputs -> the vectors (batch, width) that the network's body ends with."""
@@ -55,7 +60,20 @@ class Classifier(nn.Module):
     def features(self, inputs: Tensor) -> Tensor:
         """Inputs -> feature vectors (batch, width)."""
         vectors = self.pooled(inputs)
-        return vectors if self.projection is None else self.projection(vectors)
+        vectors = vectors if self.projection is None else self.projection(vectors)
+        return vectors if self.adapter is None else self.adapter(vectors)
+
+    def last_stage(self) -> list[nn.Module]:
+        """The end of the body: its last block or layer with parameters, the normalisation after it, a projection."""
+        body = [each for name, each in self.named_children() if name not in ("head", "projection", "adapter")]
+        stage: list[nn.Module] = [each for each in (self.projection,) if each is not None]
+        for each in reversed(body):
+            while isinstance(each, nn.Sequential | nn.ModuleList):
+                each = [inner for inner in each if any(True for _ in inner.parameters())][-1]
+            stage.append(each)
+            if not isinstance(each, nn.LayerNorm | nn.GroupNorm | nn.BatchNorm2d):
+                break
+        return stage
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.head(self.features(inputs))
@@ -92,22 +110,21 @@ def _known(name: str) -> type[Classifier]:
 def check(name: str, options: Mapping[str, object]) -> dict[str, object]:
     """The network's options with defaults filled in.
 
-    Every network has the option `features`: the length of its feature vectors, whatever its body ends with, so that
-    different networks can share prototypes. It is left out where it is not given: a run without it is the run it was.
+    Every network has the options `features`, the length of its feature vectors, whatever its body ends with, so that
+    different networks can share prototypes, and `adapter`, the units of an adapter on its features. They are left out
+    where they are not given: a run without them is the run it was.
 
     Raises:
         InputError: an unknown network or option (with the nearest valid names), or an option out of its range.
     """
     signature = inspect.signature(_known(name), eval_str=True).parameters
     known = {key: (each.annotation, each.default) for key, each in signature.items() if key not in ("shape", "classes")}
-    known["features"] = (PositiveInt | None, None)
+    known |= {"features": (PositiveInt | None, None), "adapter": (PositiveInt | None, None)}
     for option in options:
         if option not in known:
             raise InputError(f"model.{option}: model '{name}' has no option '{option}'; {nearest(option, known)}")
     full = checked(create_model(name, __base__=Section, **known), dict(options), "model").model_dump()
-    if full["features"] is None:
-        del full["features"]
-    return full
+    return {key: value for key, value in full.items() if key not in ("features", "adapter") or value is not None}
 
 
 def build(name: str, shape: tuple[int, ...], classes: int, **options: object) -> Classifier:
@@ -117,12 +134,12 @@ def build(name: str, shape: tuple[int, ...], classes: int, **options: object) ->
         name: one of `names()`.
         shape: of one input: channels, height and width of an image, or the length of a text in bytes.
         classes: size of the global label space.
-        options: the network's own keyword arguments, and `features`.
+        options: the network's own keyword arguments, `features` and `adapter`.
     Raises:
         InputError: unknown name or option, an option out of its range, or inputs that are not the network's.
     """
     options = check(name, options)
-    features = options.pop("features", None)
+    features, adapter = options.pop("features", None), options.pop("adapter", None)
     kind = modality(name)
     if len(shape) != len(SHAPES[kind]):
         expected, got = ", ".join(SHAPES[kind]), ", ".join(map(str, shape))
@@ -131,6 +148,8 @@ def build(name: str, shape: tuple[int, ...], classes: int, **options: object) ->
         model = _constructors[name](shape=shape, classes=classes, **options)
         if features is not None:
             model.project(features)
+        if adapter is not None:
+            model.adapter = Adapter(model.width, adapter)
     return model
 
 

@@ -50,10 +50,11 @@ def file_record(root: Path, folder: Path, results: Path) -> Path | None:
     files = sorted(path for path in results.iterdir() if path.is_file() and not path.name.startswith("."))
     models = [results / "models" / f"{main}{suffix}.safetensors" for suffix in ("", "-0")]  # personal: client 0's
     model = next((path for path in models if path.exists()), None)  # client 0 may never have taken part
+    backbone = sorted((results / "models" / "backbone").glob("*"))  # what a model with a foundation model needs
     about = {
         "results": str(results),
         "files": {path.name: file_digest(path) for path in files if path.name != "run.json"},
-        "model": model and {str(model.relative_to(results)): file_digest(model)},
+        "model": model and {str(path.relative_to(results)): file_digest(path) for path in (model, *backbone)},
         "run": run,
         "metrics": json.loads((results / "metrics.json").read_text()),
         "time": int((folder / "journal.jsonl").stat().st_mtime * 1000),

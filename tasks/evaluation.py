@@ -15,6 +15,7 @@ from prefect.cache_policies import NO_CACHE
 from torch import nn
 
 from methods import CENTRE
+from methods.pretraining import general_accuracy
 from methods.training import LocalData
 
 from .site import Site
@@ -100,6 +101,15 @@ def _received(site: Site, model: nn.Module, data: LocalData, correct: torch.Tens
     return rows
 
 
+def evaluate_general(site: Site, server: Ref, trained: int) -> list[dict[str, Any]]:
+    """Accuracy in each general task of the foundation model after experience `trained` (-1: before any training)."""
+    rows = []
+    for name, model in site.method.general(site.read(server)).items():
+        correct = general_accuracy(model, site.every_test, site.general[name])
+        rows.append({"task": name, "trained": trained, "accuracy": correct, "samples": len(site.every_test)})
+    return rows
+
+
 def _score(correct: torch.Tensor) -> dict[str, Any]:
     return {"accuracy": correct.double().mean().item(), "samples": len(correct)}
 
@@ -110,3 +120,9 @@ def evaluate_models(
 ) -> list[dict[str, Any]]:
     """Prefect task: a part of the evaluation after an experience."""
     return workers.call(evaluate, server, clients, trained, work)
+
+
+@task(name="evaluate", task_run_name="evaluate general tasks after {when}", cache_policy=NO_CACHE, log_prints=False)
+def evaluate_foundation(workers: Workers, server: Ref, trained: int, when: str) -> list[dict[str, Any]]:
+    """Prefect task: how well the server's model still does the foundation model's general tasks."""
+    return workers.call(evaluate_general, server, trained)

@@ -164,8 +164,9 @@ class Report:
             files, model = Path(place) / "files", Path(place) / "model"
             if fetch(Path(end["results"]), end["files"], files) and fetch(Path(end["results"]), end["model"], model):
                 self.client.log_artifacts(self.run_id, str(files))
-                for file in model.iterdir():
-                    self._log(points, log_model(self.client, self.run_id, file, self.description))
+                files = list(model.iterdir())
+                what = files[0] if len(files) == 1 else model
+                self._log(points, log_model(self.client, self.run_id, what, self.description))
             else:
                 self.client.set_tag(self.run_id, "results", f"were replaced in {end['results']} before they were sent")
         self.client.set_terminated(self.run_id)

@@ -13,20 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from torch import nn
 
 from methods import State
 from metrics.plots import draw_accuracy, draw_matrix
+from metrics.retention import general_retention
 from metrics.summary import summarise
-from models import Architecture
-from models.experts import MostConfident
-from models.prototypes import NearestPrototype
 
 from .files import file_digest, write_json
 from .run import Run
+from .saved import BACKBONE, content
 from .store import encode
 
 MATRIX = {"model": str, "client": int, "trained": int, "tested": int, "accuracy": float, "samples": int}
+GENERAL = {"task": str, "trained": int, "accuracy": float, "samples": int}
 ROUNDS = {
     "experience": int,
     "round": int,
@@ -59,7 +58,12 @@ def write_results(run: Run) -> Path:
     matrix.to_parquet(folder / "accuracy_matrix.parquet", index=False)
     rounds.to_parquet(folder / "rounds.parquet", index=False)
     main = main_kind(run)
-    write_json(folder / "metrics.json", summarise(matrix, rounds, main))
+    metrics = summarise(matrix, rounds, main)
+    if run.built:
+        general = frame(run.folder.records("general"), GENERAL, ["task", "trained"])
+        general.to_parquet(folder / "general.parquet", index=False)
+        metrics |= general_retention(general)
+    write_json(folder / "metrics.json", metrics)
     draw_accuracy(matrix, main, run.experiment.title, folder / "accuracy.png")
     draw_matrix(matrix, main, run.experiment.title, folder / "matrix.png")
     write_models(run, folder / "models")
@@ -71,8 +75,13 @@ def main_kind(run: Run) -> str:
 
 
 def write_models(run: Run, folder: Path) -> None:
-    """The final models as safetensors: `global.safetensors`, or one file a client (`personal-3.safetensors`)."""
+    """The final models as safetensors: `global.safetensors`, or one file a client (`personal-3.safetensors`).
+
+    The foundation model, where there is one, lies beside them once (`backbone/`).
+    """
     folder.mkdir()
+    if run.built:
+        shutil.copytree(run.built.folder, folder / BACKBONE)
     site = run.site
     server = site.read(run.progress.server)
     setting = site.method.setting
@@ -86,26 +95,9 @@ def write_models(run: Run, folder: Path) -> None:
             model = site.method.predictor(kind, server, state, client)
             name = kind if client < 0 else f"{kind}-{client}"
             seen = list(site.seen(client, site.stream.experiences - 1))
-            tensors = {key: tensor.cpu() for key, tensor in model.state_dict().items()}
-            header = {**rebuilt(model, setting.architectures[setting.place(client)]), "kind": kind}
-            header |= {"client": client, "seen": seen}
+            tensors, about = content(model, setting.architectures[setting.place(client)])
+            header = {**about, "kind": kind, "client": client, "seen": seen}
             (folder / f"{name}.safetensors").write_bytes(encode(tensors, header))
-
-
-def rebuilt(model: nn.Module, architecture: Architecture) -> dict[str, Any]:
-    """What `tasks.serving` needs besides the tensors to rebuild a model."""
-    about = {
-        "architecture": architecture.name,
-        "shape": list(architecture.shape),
-        "classes": architecture.classes,
-        "options": dict(architecture.options),
-        "classifier": "head",
-    }
-    if isinstance(model, NearestPrototype):
-        about |= {"classifier": "nearest prototype", "normalise": model.normalise}
-    if isinstance(model, MostConfident):
-        about |= {"classifier": "most confident"}
-    return about
 
 
 def describe(run: Run) -> dict[str, Any]:
@@ -118,6 +110,7 @@ def describe(run: Run) -> dict[str, Any]:
         "stream": run.experiment.stream,
         "seed": run.experiment.seed,
         "stream_digest": run.site.stream.digest,
+        "foundation_digest": run.built.record["digest"] if run.built else None,
         "lock_digest": file_digest(run.root / "requirements.lock"),
         "git_commit": git(run.root, "rev-parse", "HEAD"),
         "git_clean": git(run.root, "status", "--porcelain") == "",

@@ -10,7 +10,7 @@ import torch
 from methods import Moment
 from randomness import generator
 
-from .evaluation import evaluate_models, units
+from .evaluation import evaluate_foundation, evaluate_models, units
 from .fusion import Job, finish, fuse_all, fuse_parts, join
 from .run import Run
 from .store import Ref
@@ -182,6 +182,9 @@ def evaluate_all(run: Run, trained: int) -> None:
         }
         what = f"part {part + 1} of {count}" if count > 1 else "all models"
         futures.append(evaluate_models.submit(run.workers, run.progress.server, clients, trained, share, what, when))
+    if run.experiment.foundation:
+        general = evaluate_foundation.submit(run.workers, run.progress.server, trained, when)
+        run.folder.record("general", general.result())
     rows = [row for future in futures for row in future.result()]
     run.folder.record("accuracy", rows)
     if trained < 0:

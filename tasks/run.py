@@ -13,12 +13,14 @@ from pathlib import Path
 
 from errors import InputError
 from methods import Moment
-from parameters import Experiment, read, stream_parameters
-from streams.stream import build
+from parameters import Experiment, foundation_parameters, read, stream_parameters
+from streams.stream import build, open_stream
 
 from .checkpoint import Progress, RunFolder, differences
 from .files import file_digest
-from .site import Place, Site, site
+from .foundation import Built
+from .foundation import build as build_foundation
+from .site import Place, Site, resolve_device, site
 from .workers import Workers
 
 PROJECT = Path(__file__).parent.parent
@@ -64,7 +66,8 @@ class Run:
         build(stream, experiment.stream_parameters, root)
         store = experiment.run.store
         where = f"{store}/{folder.path.name}/store" if "://" in store else str(folder.path / "store")
-        place = Place(experiment, root, where, stream)
+        self.built = foundation_of(experiment, root)
+        place = Place(experiment, root, where, stream, self.built.folder.name if self.built else "")
         self.site: Site = site(place)
         method = self.site.method  # all that can be wrong with the parameters is known before anything is written
         with ExitStack() as opening:
@@ -87,7 +90,8 @@ class Run:
         code = hashlib.sha256()
         for path in sources:
             code.update(path.read_bytes())
-        return {"stream": self.site.stream.digest, "code": code.hexdigest(), "lock": file_digest(LOCK) or ""}
+        basis = {"stream": self.site.stream.digest, "code": code.hexdigest(), "lock": file_digest(LOCK) or ""}
+        return basis | ({"foundation": self.built.record["digest"]} if self.built else {})
 
     # what is left
 
@@ -164,6 +168,21 @@ def built_name(experiment: Experiment, root: Path) -> str:
         return name
     digest = hashlib.sha256(experiment.stream_parameters.model_dump_json().encode()).hexdigest()
     return f"{name}-{digest[:8]}"
+
+
+def foundation_of(experiment: Experiment, root: Path) -> Built | None:
+    """The experiment's foundation model, made if need be; None where its method works without one.
+
+    It lies under its stream's name, unless `--set` gave it parameters of its own.
+    """
+    if not experiment.foundation:
+        return None
+    stream = name = built_name(experiment, root)
+    if foundation_parameters(read(root), experiment.stream) != experiment.foundation:
+        digest = hashlib.sha256(experiment.foundation.model_dump_json().encode()).hexdigest()
+        name = f"{stream}-{digest[:8]}"
+    device = resolve_device(experiment.run.device)
+    return build_foundation(name, experiment.foundation, open_stream(stream, root), root, device)
 
 
 def finished_results(out: Path) -> dict | None:

@@ -6,20 +6,15 @@ probabilities = model.predict(images)       # uint8 (n, channels, height, width)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
-from methods import State
 from methods.training import LocalData
-from models import Architecture
-from models.experts import MostConfident
-from models.prototypes import NearestPrototype
 
+from .foundation import WEIGHTS
+from .saved import restored
 from .store import decode
 
 
@@ -29,10 +24,8 @@ class Predictor:
     def __init__(self, path: str | Path) -> None:
         content = decode(Path(path).read_bytes())
         header = content.header
-        shape = tuple(header["shape"])
-        architecture = Architecture(header["architecture"], shape, header["classes"], header["options"])
-        self.model = load(architecture, content.tensors, header).eval()
-        self.shape, self.classes, self.seen = shape, header["classes"], header["seen"]
+        self.model = restored(content.tensors, header, Path(path).parent).eval()
+        self.shape, self.classes, self.seen = tuple(header["shape"]), header["classes"], header["seen"]
 
     @torch.no_grad()
     def predict(self, inputs: np.ndarray, params: dict | None = None) -> np.ndarray:
@@ -44,19 +37,8 @@ class Predictor:
         return probabilities.numpy()
 
 
-def load(architecture: Architecture, tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any]) -> nn.Module:
-    """The module that `tasks.results.rebuilt` described."""
-    if header["classifier"] == "head":
-        return architecture.load(tensors)
-    own = State(tensors)
-    if header["classifier"] == "most confident":
-        networks = [architecture.load(own.part(f"networks.{place}")) for place in range(len(tensors["known"]))]
-        return MostConfident(networks, tensors["known"])
-    network = architecture.load(own.part("network"))
-    return NearestPrototype(network, tensors["prototypes"], tensors["known"], header["normalise"])
-
-
 def _load_pyfunc(path: str) -> Predictor:
-    """MLflow's entry point; `path` is the logged file, or the folder that holds it."""
+    """MLflow's entry point; `path` is the logged file, or the folder that holds it and a foundation model's files."""
     found = Path(path)
-    return Predictor(found if found.is_file() else next(found.glob("*.safetensors")))
+    files = [found] if found.is_file() else [each for each in found.glob("*.safetensors") if each.name != WEIGHTS]
+    return Predictor(files[0])

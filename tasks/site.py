@@ -20,9 +20,14 @@ from errors import InputError
 from methods import CENTRE, Method, Moment, Setting, State
 from methods.training import LocalData
 from models import Architecture
+from models.foundation import Foundation
 from parameters import Experiment
+from streams.foreign import foreign
+from streams.general import general_labels
 from streams.stream import Stream, open_stream
 
+from .foundation import open_foundation, test_rows
+from .foundation import place as foundation_place
 from .store import Ref, Store
 
 
@@ -34,6 +39,7 @@ class Place:
     root: Path  # the project's folder
     store: str  # URL of the experiment's own part of the store
     stream: str = ""  # the built stream's folder, where that is not the stream's own name
+    foundation: str = ""  # the foundation model's folder, likewise
 
     def __hash__(self) -> int:
         return hash((self.experiment.digest, self.root, self.store))
@@ -73,9 +79,33 @@ class Site:
             stream.experiences,
             self.device,
             lambda: self.load(stream.public()),
+            self.outside,
+            lambda: self.foundation,
             stream.task_aware,
         )
         return kind(kind.Params(**experiment.method_parameters), setting)
+
+    @cached_property
+    def foundation(self) -> Foundation:
+        name = self.place.foundation or self.experiment.stream
+        return open_foundation(foundation_place(name, self.place.root), self.device)
+
+    @property
+    def every_test(self) -> LocalData:
+        """All test samples of the stream."""
+        return self.load(test_rows(self.stream))
+
+    @cached_property
+    def general(self) -> dict[str, torch.Tensor]:
+        """Labels of `every_test` in each general task of the foundation model."""
+        stream, tasks = self.stream, self.experiment.foundation.general if self.experiment.foundation else ()
+        samples = stream.samples_of(test_rows(stream))
+        every = {task: general_labels(task, stream.parameters, stream.labels, self.place.root) for task in tasks}
+        return {task: torch.from_numpy(labels[samples]).to(self.device) for task, labels in every.items()}
+
+    def outside(self, source: str) -> LocalData:
+        """All training samples of another source, scaled to the stream's images or cut to its texts."""
+        return LocalData(*foreign(source, self.stream, self.place.root), self.device)
 
     # states
 

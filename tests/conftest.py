@@ -31,6 +31,7 @@ DIGITS = {
     "partition": {"kind": "dirichlet", "alpha": 1.0, "min_share": 0.1},
     "public": 0.6,
     "test": 0.3,
+    "foundation": {"general": ["parity", "above_four"]},
 }
 STREAMS = {
     "digits": DIGITS,
@@ -52,6 +53,10 @@ STREAMS = {
         "experiences": 2,
         "public": 0.2,
         "model": {"name": "text_transformer", "vocabulary": 64, "tokens": 8, "width": 8, "heads": 2, "depth": 1},
+        "foundation": {
+            "general": ["even"],
+            "network": {"name": "text_transformer", "vocabulary": 64, "tokens": 8, "width": 8, "heads": 2, "depth": 1},
+        },
     },
     "skewed": DIGITS | {"partition": {"kind": "dirichlet", "alpha": 0.02}, "seed": 9},  # some have nothing at times
 }
@@ -77,10 +82,15 @@ def small_project(tmp_path_factory):
     params["train"] |= {"rounds": 2, "local_epochs": 1, "batch_size": 16}
     params["methods"]["feddf"] |= {"steps": 5, "batch_size": 64}
     params["methods"]["fedcurv"] |= {"fisher_samples": 16}
+    params["foundation"] |= {"network": {"name": "mlp", "width": 40, "depth": 1}}
+    params["foundation"]["pretraining"] |= {"epochs": 10, "learning_rate": 0.005}
+    params["methods"]["large_small"] |= {"rank": 4}
+    params["methods"]["large_small"]["surrogate"] |= {"per_class": 10}
     params["methods"]["target"]["synthesis"] |= {"rounds": 2, "batch": 32, "steps": 3, "width": 4, "student_steps": 3}
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     words = ("federation", "continual", "learning", "memory")  # the class of a text is its first word
     texts = {"text": [f"{words[i % 4]} and number {i}" for i in range(160)], "label": [i % 4 for i in range(160)]}
+    texts["even"] = [(i // 4) % 2 for i in range(160)]  # the general task of its foundation model
     pq.write_table(pa.table(texts), folder / "texts.parquet")
     for name in STREAMS:
         build(name, stream_parameters(params, name), folder)
@@ -103,21 +113,25 @@ class Laboratory:
         site: the experiment's stream, method and store.
         progress: the next moment and the references to the server's and the clients' states.
         rows: records of accuracy so far.
+        general: records of accuracy in the foundation model's general tasks.
         rounds: (moment, trained clients, verdicts) of each round so far.
     """
 
     def __init__(self, experiment, root: Path, store: str) -> None:
         from methods import Moment
         from tasks.checkpoint import Progress
+        from tasks.run import foundation_of
         from tasks.site import Place, Site, prepare_process
 
         prepare_process()
         self.experiment = experiment
-        self.place = Place(experiment, root, store)
+        built = foundation_of(experiment, root)
+        self.place = Place(experiment, root, store, foundation=built.folder.name if built else "")
         self.site = Site(self.place)
         self.progress = Progress(Moment(0, 0), self.site.write(self.site.method.start()))
         self.rows: list[dict] = []
         self.rounds: list[tuple] = []
+        self.general: list[dict] = []
 
     @property
     def moment(self):
@@ -195,9 +209,10 @@ class Laboratory:
             self.progress.next = Moment(experience, number + 1)
 
     def evaluate(self, trained: int) -> None:
-        from tasks.evaluation import evaluate, units
+        from tasks.evaluation import evaluate, evaluate_general, units
 
         self.rows += evaluate(self.site, self.progress.server, self.progress.clients, trained, units(self.site))
+        self.general += evaluate_general(self.site, self.progress.server, trained)
 
     def play_round(self) -> None:
         trained = self.train()

@@ -14,7 +14,7 @@ PACKAGES = ("methods", "models", "streams", "metrics", "tasks", "flows")
 MODULES = ("cli", "errors", "parameters", "randomness")
 # What a package may import of the project, besides itself.
 ALLOWED = {
-    "models": {"errors"},
+    "models": {"errors", "randomness"},
     "streams": {"errors", "randomness"},
     "metrics": {"errors"},
     "methods": {"errors", "randomness", "models"},
@@ -84,12 +84,17 @@ print(*sorted({{name.partition(".")[0] for name in sys.modules}} & {ORCHESTRATIO
 
 
 def test_nothing_is_pickled():
-    """safetensors, JSON and Parquet only: what comes from elsewhere is read, never executed."""
+    """safetensors, JSON and Parquet only: what comes from elsewhere is read, never executed.
+
+    PyTorch's own files are read with `weights_only=True`, which refuses everything but tensors and plain values.
+    """
     found = {}
     for path in everything():
-        wrong = imported(path) & PICKLES
+        wrong, harmless = imported(path) & PICKLES, set()
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            if isinstance(node, ast.Call) and ast.unparse(node).endswith("weights_only=True)"):
+                harmless.add(node.func)
+            elif node not in harmless and isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                 name = f"{node.value.id}.{node.attr}"
                 wrong |= {name} & {"torch.load", "torch.save", "pd.read_pickle", "pandas.read_pickle"}
             elif isinstance(node, ast.ImportFrom) and node.module == "torch":

@@ -19,7 +19,7 @@ from methods.training import TrainParameters
 from models import Architecture
 from models.experts import MostConfident
 from randomness import generator
-from tasks.results import rebuilt
+from tasks.saved import content
 from tasks.serving import Predictor
 from tasks.store import encode
 
@@ -299,9 +299,9 @@ def test_every_class_may_be_known():
 
 def test_a_saved_model_is_rebuilt(tmp_path):
     architecture, _, model = experts()
-    header = {**rebuilt(model, architecture), "seen": [0, 1, 2, 3]}
+    tensors, about = content(model, architecture)
     path = tmp_path / "personal-0.safetensors"
-    path.write_bytes(encode(dict(model.state_dict()), header))
+    path.write_bytes(encode(tensors, {**about, "seen": [0, 1, 2, 3]}))
     images = torch.randint(0, 256, (20, 1, 8, 8), generator=draw(1), dtype=torch.uint8)
     expected = model(images.float() / 127.5 - 1)[:, :4].softmax(1).detach()
     found = torch.from_numpy(Predictor(path).predict(images.numpy()))

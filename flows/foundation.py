@@ -1,0 +1,104 @@
+"""A foundation model, made and made known: `fcl foundation STREAM`, a DVC stage of its own.
+
+MLflow has one run for every foundation model, with its accuracy in the general tasks, and a registered model
+`foundation-STREAM`:
+
+    model = mlflow.pyfunc.load_model("models:/foundation-digits/latest")
+    features = model.predict(images)        # uint8 (n, channels, height, width) -> float32 (n, width)
+"""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import chdir
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from models.foundation import FoundationParameters
+from parameters import RunParameters, foundation_parameters, read, stream_parameters
+from streams.stream import build
+from tasks.delivery import tracking_uri
+from tasks.files import write_json
+from tasks.foundation import Built
+from tasks.foundation import build as make
+from tasks.results import read_json
+from tasks.site import resolve_device
+from validation import checked
+
+
+def prepare(stream: str, root: Path, console: Console) -> None:
+    """Makes the stream's foundation model if need be, tells MLflow of it, and describes it."""
+    params = read(root)
+    built_stream = build(stream, stream_parameters(params, stream), root)
+    parameters = foundation_parameters(params, stream)
+    device = resolve_device(checked(RunParameters, params["run"], "run").device)
+    built = make(stream, parameters, built_stream, root, device)
+    describe(built, parameters, console)
+    known = root / "runs" / "foundations" / f"{built.record['digest']}.json"  # who was told of this very model
+    uri = tracking_uri(root)
+    if not known.exists() or read_json(known)["uri"] != uri:
+        try:
+            write_json(known, {"uri": uri, "run_id": log(built, stream, parameters, root)})
+        except Exception as error:  # whatever keeps the tracking server from answering: the model is made
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            console.print(f"[yellow]note:[/] MLflow was not told ({reason}); repeat the command to tell it")
+
+
+def describe(built: Built, parameters: FoundationParameters, console: Console) -> None:
+    record = built.record
+    console.print(
+        f"[bold]{parameters.source}[/]: {record['weights']:,} frozen weights, features of {record['width']} numbers, "
+        f"in {built.folder}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    table = Table("general task", "classes", "test accuracy")
+    for task, classes in record["general"].items():
+        table.add_row(task, str(classes), f"{100 * record['accuracy'][task]:.1f} %")
+    if record["general"]:
+        console.print(table)
+
+
+def log(built: Built, stream: str, parameters: FoundationParameters, root: Path) -> str:
+    """Logs and registers the model in MLflow; the run's id."""
+    import mlflow.pyfunc
+    import numpy as np
+    from mlflow.exceptions import MlflowException
+    from mlflow.models import infer_signature
+    from mlflow.tracking import MlflowClient
+
+    from .conduct import flat
+
+    name, record = f"foundation-{stream}", built.record
+    with chdir(root), tempfile.TemporaryDirectory() as place:  # a local database's artifacts lie under this folder
+        client = MlflowClient(tracking_uri=tracking_uri(root))
+        experiment = client.get_experiment_by_name(name)
+        where = experiment.experiment_id if experiment else client.create_experiment(name)
+        run = client.create_run(where, run_name=parameters.source, tags={"stream": stream, "digest": record["digest"]})
+        run_id = run.info.run_id
+        for key, value in flat(parameters.model_dump(mode="json")).items():
+            client.log_param(run_id, key, str(value))
+        for task, accuracy in record["accuracy"].items():
+            client.log_metric(run_id, f"general/{task}", accuracy)
+        folder = Path(place) / "model"
+        example = np.zeros((1, *record["shape"]), dtype=np.uint8)
+        mlflow.pyfunc.save_model(
+            folder,
+            loader_module="tasks.serving_foundation",
+            data_path=str(built.folder),
+            signature=infer_signature(example, np.zeros((1, record["width"]), dtype=np.float32)),
+            input_example=example,
+            pip_requirements=[str(root / "requirements.lock")] if (root / "requirements.lock").exists() else ["fcl"],
+        )
+        client.log_artifacts(run_id, str(folder), "model")
+        try:
+            client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        source = f"{client.get_run(run_id).info.artifact_uri}/model"
+        client.create_model_version(name, source, run_id)
+        client.set_terminated(run_id)
+    return run_id

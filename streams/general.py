@@ -1,0 +1,51 @@
+"""Labels other than the stream's own, for the general tasks of a foundation model: digits' parity, CIFAR-100's coarse
+classes. They are read when a foundation model is made or measured; no stream depends on them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from errors import InputError, nearest
+from streams import column, parquet
+from streams.parameters import StreamParameters
+from streams.parquet_file import ParquetPart
+from streams.rawfile import shown
+
+DIGITS = {"parity": lambda digit: digit % 2, "above_four": lambda digit: digit > 4}
+
+
+def general_labels(task: str, parameters: StreamParameters, labels: np.ndarray, root: Path) -> np.ndarray:
+    """(N,) int64 from 0, the labels of all samples of a stream's source in the general task `task`.
+
+    Args:
+        task: `parity` or `above_four` for digits, a column of integers or names for Parquet.
+        labels: (N,) int64, the source's own labels.
+    Raises:
+        InputError: the source has no such labels.
+    """
+    if parameters.source == "digits":
+        if task not in DIGITS:
+            raise InputError(f"foundation.general: digits have no task '{task}'; {nearest(task, DIGITS)}")
+        return DIGITS[task](labels).astype(np.int64)
+    if parameters.source.startswith("parquet:"):
+        return _column(task, parameters, root)
+    raise InputError(
+        f"foundation.general: source {parameters.source} has no labels but its own (got '{task}'); "
+        "digits and parquet:PATH have"
+    )
+
+
+def _column(task: str, parameters: StreamParameters, root: Path) -> np.ndarray:
+    files = parquet.files(parameters, root)
+    parts = {name: ParquetPart(path, shown(path, root), parameters) for name, path in files.items()}
+    found = {}
+    for name, part in parts.items():
+        if task not in part.columns:
+            raise InputError(f"foundation.general: {part.name} has no column '{task}'; {nearest(task, part.columns)}")
+        found[name] = part.column(task, "label")
+    train = [found[name] for name in parts if not name.startswith("test")]
+    test = [found[name] for name in parts if name.startswith("test")]
+    return column.labels(train, test, None)
