@@ -67,9 +67,7 @@ class Classifier(nn.Module):
         """The end of the body: its last block or layer with parameters, the normalisation after it, a projection."""
         body = [each for name, each in self.named_children() if name not in ("head", "projection", "adapter")]
         stage: list[nn.Module] = [each for each in (self.projection,) if each is not None]
-        for each in reversed(body):
-            while isinstance(each, nn.Sequential | nn.ModuleList):
-                each = [inner for inner in each if any(True for _ in inner.parameters())][-1]
+        for each in reversed([inner for part in body for inner in layers(part)]):
             stage.append(each)
             if not isinstance(each, nn.LayerNorm | nn.GroupNorm | nn.BatchNorm2d):
                 break
@@ -77,6 +75,13 @@ class Classifier(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.head(self.features(inputs))
+
+
+def layers(part: nn.Module) -> list[nn.Module]:
+    """The blocks and layers with parameters that follow each other in a part of a body."""
+    if isinstance(part, nn.Sequential | nn.ModuleList):
+        return [inner for each in part for inner in layers(each)]
+    return [part] if any(True for _ in part.parameters()) else []
 
 
 SHAPES = {"image": ("channels", "height", "width"), "text": ("length",)}  # of one input, by modality
