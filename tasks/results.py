@@ -15,9 +15,9 @@ from typing import Any
 import pandas as pd
 
 from methods import State
-from metrics.plots import draw_accuracy, draw_matrix
+from metrics.plots import draw_accuracy, draw_comparison, draw_matrix
 from metrics.retention import general_retention
-from metrics.summary import summarise
+from metrics.summary import over_experiences, summarise
 
 from .files import file_digest, write_json
 from .run import Run
@@ -66,6 +66,10 @@ def write_results(run: Run) -> Path:
     write_json(folder / "metrics.json", metrics)
     draw_accuracy(matrix, main, run.experiment.title, folder / "accuracy.png")
     draw_matrix(matrix, main, run.experiment.title, folder / "matrix.png")
+    kinds = list(run.site.method.evaluates)
+    if len(kinds) > 1:
+        courses = {kind: [over_experiences(matrix, rounds, kind)] for kind in kinds}
+        draw_comparison(courses, folder / "models.png", f"{run.experiment.title}: average accuracy so far")
     write_models(run, folder / "models")
     return folder
 
