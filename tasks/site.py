@@ -6,6 +6,7 @@ sees the project and the store can do any of them.
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from collections import OrderedDict
@@ -88,7 +89,12 @@ class Site:
     @cached_property
     def foundation(self) -> Foundation:
         name = self.place.foundation or self.experiment.stream
-        return open_foundation(foundation_place(name, self.place.root), self.device)
+        folder, wanted = foundation_place(name, self.place.root), self.experiment.foundation
+        model = open_foundation(folder, self.device)
+        made = json.loads((folder / "foundation.json").read_text())["parameters"]
+        if wanted and made != wanted.model_dump(mode="json"):
+            raise InputError(f"built/foundations/{name} was made again with other parameters while this run used it")
+        return model
 
     @property
     def every_test(self) -> LocalData:
