@@ -198,6 +198,9 @@ def experiment(
             f"clients may have different ones with {', '.join(able)}"
         )
     about = section(params["methods"], method, "methods.")
+    founded = None
+    if kind.needs_foundation or _chosen("foundation", sets):  # a key that is set is checked, needed or not
+        founded = foundation_parameters(params, stream, sets)
     given = {**params["run"], **{key: value for key, value in run.items() if value is not None}}
     result = Experiment(
         method=method,
@@ -206,7 +209,7 @@ def experiment(
         stream_parameters=stream_parameters(params, stream),
         models=networks,
         train=checked(TrainParameters, train, "train"),
-        foundation=foundation_parameters(params, stream, sets) if kind.needs_foundation else None,
+        foundation=founded if kind.needs_foundation else None,
         seed=seed,
         run=checked(RunParameters, given, "run"),
     )
@@ -236,8 +239,6 @@ def foundation_parameters(params: Mapping[str, Any], stream: str, sets: Sequence
         reader = reader | about
     found = layered(*layers) | ({"network": reader} if reader else {})
     result = checked(FoundationParameters, found, "foundation")
-    if result.source != "pretrain":
-        return result
     return result.model_copy(update={"network": network(result.network, "foundation.network")})
 
 

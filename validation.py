@@ -47,7 +47,7 @@ _BOUNDS = {
     "less_than_equal": ("must be at most {:g}", "le"),
     "literal_error": ("must be {}", "expected"),
 }
-_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "a text"}
+_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "a text", "tuple": "a list"}
 
 
 def sentence(

@@ -36,7 +36,8 @@ def prepare(stream: str, root: Path, console: Console) -> None:
     device = resolve_device(checked(RunParameters, params["run"], "run").device)
     built = make(stream, parameters, built_stream, root, device)
     describe(built, parameters, console)
-    known = root / "runs" / "foundations" / f"{built.record['digest']}.json"  # who was told of this very model
+    # Who was told of this very model. Streams that differ in their clients alone have the same one.
+    known = root / "runs" / "foundations" / f"{stream}-{built.record['digest']}.json"
     uri = tracking_uri(root)
     if not known.exists() or read_json(known)["uri"] != uri:
         try:
@@ -55,8 +56,8 @@ def describe(built: Built, parameters: FoundationParameters, console: Console) -
         soft_wrap=True,
     )
     table = Table("general task", "classes", "test accuracy")
-    for task, classes in record["general"].items():
-        table.add_row(task, str(classes), f"{100 * record['accuracy'][task]:.1f} %")
+    for task in parameters.general:
+        table.add_row(task, str(record["general"][task]), f"{100 * record['accuracy'][task]:.1f} %")
     if record["general"]:
         console.print(table)
 

@@ -63,6 +63,16 @@ class FoundationParameters(Section):
             raise ValueError(f"must be {', '.join(others)} or {last}")
         return source
 
+    @field_validator("general")
+    @classmethod
+    def _names_of_heads(cls, general: tuple[str, ...]) -> tuple[str, ...]:
+        for task in general:
+            if general.count(task) > 1:
+                raise ValueError(f"must name each task once, and has '{task}' again")
+            if not task or "." in task or hasattr(nn.ModuleDict, task) or hasattr(nn.ModuleDict(), task):
+                raise ValueError(f"cannot have a task '{task}': PyTorch keeps this name for itself; rename the column")
+        return general
+
 
 class Backbone(nn.Module):
     """A pre-trained network without its head: inputs of the stream -> feature vectors (batch, width).

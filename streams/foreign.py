@@ -11,7 +11,7 @@ import pyarrow.types as types
 from errors import InputError
 from streams import parquet
 from streams.parameters import StreamParameters
-from streams.sources import load
+from streams.sources import KINDS, load
 from streams.stream import Stream
 from validation import checked
 
@@ -34,6 +34,8 @@ def foreign(source: str, stream: Stream, root: Path) -> tuple[np.ndarray, np.nda
             raise InputError(f"source {source}: images can only be scaled to squares (the stream's are {stream.shape})")
         about["size"] = stream.shape[1]
     parameters = checked(StreamParameters, about, "surrogate")
+    if ("length" if text else "size") not in KINDS[source.partition(":")[0]].OPTIONS:
+        raise InputError(f"source {source}: the stream has {stream.modality}s, and these are none")
     if source.startswith("parquet:"):
         parameters = parameters.model_copy(update=_columns(parameters, root, text))
     found = load(parameters, root)

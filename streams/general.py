@@ -45,6 +45,12 @@ def _column(task: str, parameters: StreamParameters, root: Path) -> np.ndarray:
     for name, part in parts.items():
         if task not in part.columns:
             raise InputError(f"foundation.general: {part.name} has no column '{task}'; {nearest(task, part.columns)}")
+        if task not in part.keys:
+            raise InputError(
+                f"foundation.general: {part.name}: '{task}' is {part.columns[task]}, not a column of integers or names"
+            )
+        if task == part.label:
+            raise InputError(f"foundation.general: '{task}' is the column of the stream's own labels; name another")
         found[name] = part.column(task, "label")
     train = [found[name] for name in parts if not name.startswith("test")]
     test = [found[name] for name in parts if name.startswith("test")]

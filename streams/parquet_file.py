@@ -58,6 +58,11 @@ class ParquetPart:
         self.label = self._label_column(wanted.label)
         self.client = wanted.client and self._find("client", wanted.client, _is_key, "a column of integers or texts")
 
+    @property
+    def keys(self) -> list[str]:
+        """The columns of integers or names, which labels may be."""
+        return self._fit(_is_key)
+
     def column(self, name: str, key: str) -> Column:
         """All values of the integer or text column `name`; `key` is the parameter that names it."""
         values = self._read(lambda: self.file.read([name]).column(0))

@@ -2,11 +2,13 @@
 
 built/foundations/NAME/foundation.safetensors     backbone and heads of the general tasks
 built/foundations/NAME/foundation.json            parameters, structure, accuracies and digests
+built/foundations/NAME/tokenizer.json             where the backbone reads texts by a tokenizer
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,8 +60,10 @@ def build(name: str, parameters: FoundationParameters, stream: Stream, root: Pat
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock):  # of two runs that need it, one makes it
         known = read(folder)
-        if known and {key: known[key] for key in identity} == identity:
+        if known and {key: known.get(key) for key in identity} == identity:
             return Built(folder, known)
+        for left in folder.parent.glob(f".{name}.*"):  # by a build that was killed; this one holds the lock
+            shutil.rmtree(left, ignore_errors=True)
         with written_whole(folder, replace=True) as temporary:
             foundation, labels = make(parameters, stream, root, temporary, device)
             safetensors.torch.save_file(
@@ -76,6 +80,7 @@ def build(name: str, parameters: FoundationParameters, stream: Stream, root: Pat
                 "shape": list(stream.shape),
                 "weights": sum(each.numel() for each in foundation.backbone.parameters()),
                 "digest": file_digest(temporary / WEIGHTS),
+                "beside": {path.name: file_digest(path) for path in temporary.iterdir() if path.name != WEIGHTS},
             }
             write_json(temporary / "foundation.json", record)
     return Built(folder, record, new=True)
@@ -143,8 +148,10 @@ def read(folder: Path) -> dict[str, Any] | None:
         record = json.loads((folder / "foundation.json").read_text())
     except (FileNotFoundError, ValueError):
         return None
-    whole = isinstance(record, dict) and record.get("digest") == file_digest(folder / WEIGHTS)
-    return record if whole else None
+    if not isinstance(record, dict) or not {"digest", "beside"} <= record.keys():
+        return None
+    files = {WEIGHTS: record["digest"], **record["beside"]}
+    return record if all(file_digest(folder / file) == digest for file, digest in files.items()) else None
 
 
 def open_foundation(folder: Path, device: str = "cpu") -> Foundation:

@@ -178,7 +178,9 @@ def foundation_of(experiment: Experiment, root: Path) -> Built | None:
     if not experiment.foundation:
         return None
     stream = name = built_name(experiment, root)
-    if foundation_parameters(read(root), experiment.stream) != experiment.foundation:
+    params = read(root)
+    known = experiment.stream in params["streams"]  # not where an old result is verified
+    if not known or foundation_parameters(params, experiment.stream) != experiment.foundation:
         digest = hashlib.sha256(experiment.foundation.model_dump_json().encode()).hexdigest()
         name = f"{stream}-{digest[:8]}"
     device = resolve_device(experiment.run.device)

@@ -143,8 +143,9 @@ def test_a_method_without_a_foundation_model_has_none(project):
     ],
 )
 def test_a_bad_foundation_is_refused(project, key, message):
-    with pytest.raises(InputError, match=message) as caught:
-        founded(project, key)
+    for method in ("large_small", *["fedavg"] * key.startswith("foundation")):  # set in vain, and still checked
+        with pytest.raises(InputError, match=message) as caught:
+            founded(project, key, method=method)
     assert "\n" not in str(caught.value)
 
 
