@@ -198,9 +198,8 @@ def experiment(
             f"clients may have different ones with {', '.join(able)}"
         )
     about = section(params["methods"], method, "methods.")
-    founded = None
-    if kind.needs_foundation or _chosen("foundation", sets):  # a key that is set is checked, needed or not
-        founded = foundation_parameters(params, stream, sets)
+    wanted = kind.needs_foundation or _chosen("foundation", sets)  # a key that is set is checked, needed or not
+    founded = foundation_parameters(params, stream, sets) if wanted else None
     given = {**params["run"], **{key: value for key, value in run.items() if value is not None}}
     result = Experiment(
         method=method,
