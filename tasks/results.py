@@ -14,12 +14,14 @@ from typing import Any
 
 import pandas as pd
 
+from errors import InputError
 from methods import State
 from metrics.plots import draw_accuracy, draw_comparison, draw_matrix
 from metrics.retention import general_retention
 from metrics.summary import over_experiences, summarise
 
 from .files import file_digest, write_json
+from .foundation import read
 from .run import Run
 from .saved import BACKBONE, content
 from .store import encode
@@ -86,6 +88,8 @@ def write_models(run: Run, folder: Path) -> None:
     folder.mkdir()
     if run.built:
         shutil.copytree(run.built.folder, folder / BACKBONE)
+        if read(folder / BACKBONE) != run.built.record:
+            raise InputError(f"built/foundations/{run.built.folder.name} was made again while this run used it")
     site = run.site
     server = site.read(run.progress.server)
     setting = site.method.setting

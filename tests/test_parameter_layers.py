@@ -210,3 +210,8 @@ def test_a_wrong_foundation_is_said_in_one_line(project, change, said):
     with pytest.raises(InputError) as refused:
         foundation(project, change)
     assert said in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_wrong_foundation_is_one_for_methods_without_it_too(project):
+    with pytest.raises(InputError, match="no key 'foundation.sed'; did you mean seed"):
+        foundation(project, "foundation.sed=1", method="fedavg")

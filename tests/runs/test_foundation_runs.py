@@ -258,6 +258,23 @@ def test_a_foundation_model_that_is_replaced_under_a_run_is_not_taken(small_proj
         _ = Site(seat).foundation
 
 
+def test_another_backbone_is_not_saved_beside_models_that_were_made_with_the_first(play_run, small_project, tmp_path):
+    root = Path(shutil.copytree(small_project, tmp_path / "project"))
+
+    def during(run):
+        def at(done, total, what):
+            if done == total:
+                changed = run.experiment.foundation.model_copy(update={"seed": 1})
+                build("digits", changed, open_stream("digits", root), root)
+
+        return at
+
+    out = root / "results" / "one"
+    with pytest.raises(InputError, match="built/foundations/digits was made again while this run used it"):
+        play_run("large_small", "train.rounds=1", root=root, out=out, during=during)
+    assert not out.exists()
+
+
 def interrupt(run):
     def at(done, total, what):
         if done == 3:
