@@ -213,5 +213,5 @@ def test_a_wrong_foundation_is_said_in_one_line(project, change, said):
 
 
 def test_a_wrong_foundation_is_one_for_methods_without_it_too(project):
-    with pytest.raises(InputError, match="no key 'foundation.sed'; did you mean seed"):
+    with pytest.raises(InputError, match=r"no key 'foundation\.sed'; did you mean seed"):
         foundation(project, "foundation.sed=1", method="fedavg")
