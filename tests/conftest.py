@@ -99,8 +99,9 @@ def small_project(tmp_path_factory):
 
 @pytest.fixture
 def project(small_project, tmp_path):
-    """A copy of the small project that a test may change."""
-    return Path(shutil.copytree(small_project, tmp_path / "project"))
+    """A copy of the small project that a test may change, without the foundation models other tests have made there."""
+    without = shutil.ignore_patterns("foundations")
+    return Path(shutil.copytree(small_project, tmp_path / "project", ignore=without))
 
 
 # Imports of `tasks` are inside: they bring Prefect, whose seconds the tests of streams and metrics should not pay.

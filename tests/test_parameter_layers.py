@@ -82,8 +82,12 @@ def test_bad_augmentation_is_refused(project, key, message):
 # the foundation model
 
 
-def founded(project, *sets, method="large_small"):
-    return experiment(method, "digits", sets=list(sets), root=project)
+def founded(project, *sets, method="large_small", stream="digits"):
+    return experiment(method, stream, sets=list(sets), root=project)
+
+
+def foundation(project, *sets, stream="digits"):
+    return founded(project, *sets, stream=stream).foundation
 
 
 def test_foundation_layers_file_stream_and_command_line(project):
@@ -112,6 +116,24 @@ def test_a_method_without_a_foundation_model_has_none(project):
     assert founded(project).digest != founded(project, "foundation.seed=3").digest
 
 
+def test_foundation_layers_at_every_depth(project):
+    """The section, the stream's own, and `--set`; the network's options go with the network."""
+    plain = foundation(project)
+    assert (plain.general, plain.seed, plain.pretraining.epochs) == (("parity", "above_four"), 0, 10)
+    assert plain.network == {"name": "mlp", "width": 40, "depth": 1}
+    mine = foundation(project, "foundation.seed=3", "foundation.pretraining.epochs=4", "foundation.network.width=9")
+    assert (mine.seed, mine.pretraining.epochs, mine.pretraining.learning_rate) == (3, 4, 0.005)
+    assert (mine.network["width"], mine.network["depth"], mine.general) == (9, 1, plain.general)
+    own = ("streams.digits.foundation.pretraining.epochs=5", "streams.digits.foundation.seed=6")
+    assert (foundation(project, *own).pretraining.epochs, foundation(project, *own).seed) == (5, 6)
+    assert foundation(project, *own).pretraining.learning_rate == 0.005
+    assert foundation(project, *own, stream="own") == plain, "another stream's"
+    assert foundation(project, *own, "foundation.seed=7").seed == 7, "--set foundation wins"
+    assert foundation(project, "foundation.network.name=cnn").network["name"] == "cnn"
+    assert "depth" not in foundation(project, "foundation.network.name=cnn").network
+    assert foundation(project, "foundation.general=[]").general == ()
+
+
 @pytest.mark.parametrize(
     ("key", "message"),
     [
@@ -120,6 +142,7 @@ def test_a_method_without_a_foundation_model_has_none(project):
         ("foundation.seed=-1", r"foundation\.seed must be at least 0 \(got -1\)"),
         ("foundation.seed.x=1", r"no key 'foundation\.seed\.x': 'seed' has no keys below it"),
         ("foundation.size=7", r"foundation\.size must be at least 8 \(got 7\)"),
+        ("foundation.source=keras:vgg", r"foundation\.source must be 'pretrain', .*\(got 'keras:vgg'\)"),
         ("foundation.source=timm", r"must be 'pretrain', 'timm:NAME', 'torchvision:NAME' or 'hf:PATH_OR_NAME' \(got"),
         ("foundation.source='timm:'", r"foundation\.source must be 'pretrain', .*\(got 'timm:'\)"),
         ("foundation.general=parity", r"foundation\.general must be a list \(got 'parity'\)"),
@@ -139,6 +162,7 @@ def test_a_method_without_a_foundation_model_has_none(project):
         ("foundation.pretraining.epochs.x=1", r"'epochs' has no keys below it"),
         ("streams.digits.foundation.network.widht=3", r"foundation\.network\.widht: .*did you mean width"),
         ("streams.digits.foundation.sed=3", r"no key '.*foundation\.sed'; did you mean seed"),
+        ("streams.digits.public=0", r"streams\.digits\.public must be greater than 0 for large_small \(got 0\)"),
         ("streams.digits.foundation=3", r"streams\.digits\.foundation: expected a section of keys \(got 3\)"),
     ],
 )
@@ -153,65 +177,3 @@ def test_the_network_is_checked_where_a_released_one_takes_its_place(project):
     """Nobody sets a key in vain."""
     with pytest.raises(InputError, match=r"foundation\.network\.widht"):
         founded(project, "foundation.source=timm:test_vit", "foundation.network.widht=3")
-
-
-# the foundation model's section
-
-
-def foundation(project, *sets, method: str = "large_small", stream: str = "digits"):
-    return experiment(method, stream, 0, list(sets), project).foundation
-
-
-def test_foundation_layers_at_every_depth(project):
-    """The section, the stream's own, and `--set`; the network's options go with the network."""
-    plain = foundation(project)
-    assert (plain.general, plain.seed, plain.pretraining.epochs) == (("parity", "above_four"), 0, 10)
-    assert plain.network == {"name": "mlp", "width": 40, "depth": 1}
-    mine = foundation(project, "foundation.seed=3", "foundation.pretraining.epochs=4", "foundation.network.width=9")
-    assert (mine.seed, mine.pretraining.epochs, mine.pretraining.learning_rate) == (3, 4, 0.005)
-    assert (mine.network["width"], mine.network["depth"], mine.general) == (9, 1, plain.general)
-    own = ("streams.digits.foundation.pretraining.epochs=5", "streams.digits.foundation.seed=6")
-    assert (foundation(project, *own).pretraining.epochs, foundation(project, *own).seed) == (5, 6)
-    assert foundation(project, *own).pretraining.learning_rate == 0.005
-    assert foundation(project, *own, stream="own") == plain, "another stream's"
-    assert foundation(project, *own, "foundation.seed=7").seed == 7, "--set foundation wins"
-    assert foundation(project, "foundation.network.name=cnn").network["name"] == "cnn"
-    assert "depth" not in foundation(project, "foundation.network.name=cnn").network
-    assert foundation(project, "foundation.general=[]").general == ()
-    assert foundation(project, method="fedavg") is None
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ("foundation.source=pretrian", "foundation.source must be 'pretrain', 'timm:NAME', 'torchvision:NAME' or "),
-        ("foundation.source=keras:vgg", "(got 'keras:vgg')"),
-        ("foundation.sed=1", "no key 'foundation.sed'; did you mean seed"),
-        ("foundation.seed=-1", "foundation.seed must be at least 0 (got -1)"),
-        ("foundation.size=4", "foundation.size must be at least 8 (got 4)"),
-        ("foundation.general=parity", "foundation.general must be a list (got 'parity')"),
-        ("foundation.general=[parity, parity]", "foundation.general must name each task once"),
-        ("foundation.general=[a.b]", "foundation.general cannot have a task 'a.b'"),
-        ("foundation.general=[type]", "foundation.general cannot have a task 'type'"),
-        ("foundation.pretraining.epochs=0", "foundation.pretraining.epochs must be at least 1 (got 0)"),
-        ("foundation.pretraining.epoch=3", "no key 'foundation.pretraining.epoch'; did you mean epochs"),
-        ("foundation.pretraining=3", "foundation.pretraining must be a section of keys (got 3)"),
-        ("foundation.network.name=vit_tinny", "foundation.network.name: no model 'vit_tinny'; did you mean vit_tiny"),
-        ("foundation.network.widht=3", "foundation.network.widht: model 'mlp' has no option 'widht'; did you mean"),
-        ("foundation.network=mlp", "foundation.network: expected a section of keys (got 'mlp')"),
-        ("foundation.seed.more=1", "no key 'foundation.seed.more': 'seed' has no keys below it"),
-        ("foundation=3", "--set foundation: expected a single key, not a whole section"),
-        ("streams.digits.foundation.sed=1", "no key 'foundation.sed'; did you mean seed"),
-        ("streams.digits.foundation=3", "streams.digits.foundation: expected a section of keys (got 3)"),
-        ("streams.digits.public=0", "streams.digits.public must be greater than 0 for large_small (got 0)"),
-    ],
-)
-def test_a_wrong_foundation_is_said_in_one_line(project, change, said):
-    with pytest.raises(InputError) as refused:
-        foundation(project, change)
-    assert said in str(refused.value) and "\n" not in str(refused.value)
-
-
-def test_a_wrong_foundation_is_one_for_methods_without_it_too(project):
-    with pytest.raises(InputError, match=r"no key 'foundation\.sed'; did you mean seed"):
-        foundation(project, "foundation.sed=1", method="fedavg")
