@@ -6,8 +6,10 @@ from typing import Literal
 
 from pydantic import Field
 
+from errors import InputError
 from models.adapted import Part
 
+from .base import Setting
 from .fine_tuning import FineTuning
 from .one_by_one import DistillationParameters
 from .surrogate import SurrogateParameters
@@ -26,3 +28,22 @@ class Collaboration(FineTuning):
         default_factory=DistillationParameters, description="one-by-one distillation"
     )
     surrogate: SurrogateParameters = Field(default_factory=SurrogateParameters, description="D_s, see there")
+
+    def check(self, setting: Setting) -> None:
+        """What these parameters ask of the networks.
+
+        Raises:
+            InputError: the average without one network and weights, or an adapter to train where there is none.
+        """
+        networks = setting.architectures
+        if self.fusion == "average" and (len(networks) > 1 or self.send == "logits"):
+            raise InputError(
+                "methods.large_small.fusion: average needs one network for all clients and send: weights (got "
+                f"{len(networks)} networks, send: {self.send})"
+            )
+        bare = [each.name for each in networks if not each.options.get("adapter")]
+        if self.trains == "adapter" and bare:
+            raise InputError(
+                "methods.large_small.trains: adapter needs one in every network; set model.adapter to its units (got "
+                f"none in {', '.join(bare)})"
+            )

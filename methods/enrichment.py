@@ -10,7 +10,7 @@ from torch import Tensor
 from models.adapted import Adapted
 
 from .assistance import Public
-from .one_by_one import DistillationParameters, Lesson, View, learn
+from .one_by_one import DistillationParameters, Lesson, View, heard, learn
 
 BATCH = 256  # samples at a time where no gradients are needed
 
@@ -29,7 +29,7 @@ def enrich(
     For each client j, in an order drawn anew each time, with anchor = psi before this client:
         min_psi over D_s   tau^2 KL( p_theta_j on S_j || p_{F,psi} on S_j )
                            + mu tau^2 KL( p_{F,anchor} on S_seen || p_{F,psi} on S_seen ) [+ CE if D_s is labelled]
-    S_j are the classes that client j has met, S_seen those that psi was taught. [ours]
+    S_j are the classes that client j has met, S_seen those that psi was taught. [ours] Each client has a fresh Adam.
 
     Args:
         known: S_seen so far, (classes,) bool.
@@ -51,5 +51,6 @@ def enrich(
     for place in torch.randperm(len(teachers), generator=draw).tolist():
         lesson = Lesson(teachers[place].logits, teachers[place].classes)
         learn(student, psi, data, [lesson], anchor, parameters, draw, by_class=labelled, labels=labelled)
-        known = known | lesson.classes
+        if len(heard(data, lesson, labelled)) and (labelled or lesson.classes.sum() > 1):  # of one class KL is 0
+            known = known | lesson.classes
     return known

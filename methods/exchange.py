@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .base import Setting, Upload
 from .collaboration import Collaboration
+from .fine_tuning import choose
 from .one_by_one import Lesson, View, learn
 from .state import Moment
 from .surrogate import logits_on
@@ -52,11 +53,17 @@ def learn_lessons(
     params: Collaboration,
     draw: torch.Generator,
 ) -> None:
-    """A small model learns from its teachers one by one, anchored to what it said before, in place."""
+    """A small model learns from its teachers one by one, anchored to what it said before, in place.
+
+    Only what the client trains (`trains`) learns here too. One Adam goes through all visits, its moments with it.
+    """
 
     def student(rows: Tensor) -> Tensor:
         return model(data.batch(rows).inputs)
 
-    model.train()
-    learns = list(model.parameters())
+    still = choose(model.train(), params.trains)
+    for each in still:
+        each.eval()
+    learns = [each for each in model.parameters() if each.requires_grad]
     learn(student, learns, data, found, lambda: before, params.distillation, draw, by_class=params.surrogate.labelled)
+    model.requires_grad_(True)

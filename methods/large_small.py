@@ -9,12 +9,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from errors import InputError
 from models.adapted import Adapted, Collaborative
 from randomness import generator
 
-from .assistance import Public, class_means
-from .base import Method, Setting, Upload, register, weighted_mean
+from .aggregation import weighted_mean
+from .assistance import Psi, Public, class_means
+from .base import Method, Setting, Upload, register
 from .collaboration import Collaboration
 from .enrichment import enrich
 from .exchange import Views, learn_lessons
@@ -52,12 +52,7 @@ class LargeSmall(Method):
 
     def __init__(self, params: Collaboration, setting: Setting) -> None:
         super().__init__(params, setting)
-        networks = len(setting.architectures)
-        if params.fusion == "average" and (networks > 1 or params.send == "logits"):
-            raise InputError(
-                "methods.large_small.fusion: average needs one network for all clients and send: weights (got "
-                f"{networks} networks, send: {params.send})"
-            )
+        params.check(setting)
         self.classes = setting.architecture.classes
         self.teaches = params.fusion in ("r1", "both")  # the foundation model is taught
         self.views = Views(setting, lambda: self.surrogate, params.send)
@@ -71,18 +66,20 @@ class LargeSmall(Method):
         return Public(self.surrogate, logits_on(self.setting.foundation().backbone, self.surrogate))
 
     def adapted(self, psi: Mapping[str, Tensor]) -> Adapted:
-        """F with its trainable part; the initial one where `psi` is empty."""
+        """F with its trainable part; the initial one where `psi` is empty. `taught`, that goes with psi, is not F's."""
         params, setting = self.params, self.setting
         model = Adapted(setting.foundation(), self.classes, params.part, params.rank, setting.seed)
-        return model.load_psi(psi) if psi else model
+        return model.load_psi({name: each for name, each in psi.items() if name != "taught"}) if psi else model
 
     # the server
 
     def start(self) -> State:
+        """Reads D_s, so that a run that cannot have it is refused here."""
+        _ = self.surrogate
         if not self.teaches:
             return State()
-        taught = torch.zeros(self.classes, dtype=torch.bool)
-        return State({**prefixed("psi", self.adapted({}).psi()), "taught": taught}, {"holders": []})
+        psi = {**self.adapted({}).psi(), "taught": torch.zeros(self.classes, dtype=torch.bool)}
+        return State(prefixed("psi", psi), {"holders": []})
 
     def broadcast(self, server: State, clients: Sequence[int], moment: Moment) -> Mapping[int, Message | None]:
         """The client's fused model (or its lessons), and once an experience what psi was when the last one ended."""
@@ -137,11 +134,11 @@ class LargeSmall(Method):
 
     def taught(self, server: State, views: Mapping[int, View], draw: torch.Generator) -> State:
         """R1: psi after every client has taught it."""
-        adapted, known = self.adapted(server.part("psi")), server.tensors["taught"].to(self.setting.device)
+        adapted, known = self.adapted(server.part("psi")), server.part("psi")["taught"].to(self.setting.device)
         labelled = self.params.surrogate.labelled
         known = enrich(adapted, self.public, list(views.values()), known, self.params.distillation, labelled, draw)
         holders = sorted({*server.values["holders"], *views})
-        return State({**prefixed("psi", adapted.psi()), "taught": known.cpu()}, {"holders": holders})
+        return State(prefixed("psi", {**adapted.psi(), "taught": known}), {"holders": holders})
 
     def join(self, server: State, parts: Mapping[str, State], moment: Moment) -> State:
         kept = {name: each for name, each in server.tensors.items() if name.partition(".")[0] not in parts}
@@ -164,14 +161,14 @@ class LargeSmall(Method):
         received = client.received or Message()
         model = self.small(received, client.state, client.id)
         psi = received.part("psi") or client.state.part("psi")
-        adapted = self.adapted(psi) if psi and self.params.classifier == "psi" else None
-        state, loss, steps = fine_tune(client, model, self.params, self.setting, adapted, self.public)
+        told = Psi(self.adapted(psi), psi["taught"]) if psi and self.params.classifier == "psi" else None
+        state, loss, steps = fine_tune(client, model, self.params, self.setting, told, self.public)
         kept = State({**state.tensors, **prefixed("psi", psi), **prefixed("model", model.state_dict())}, state.values)
         if self.params.fusion == "none":
             return Update(kept, None, model, loss, steps)
         own = prefixed("model", model.state_dict())
         sent = own if self.params.send == "weights" else {"logits": logits_on(model, self.surrogate).cpu()}
-        return Update(kept, Message({**sent, "seen": mask(client.seen, self.classes)}), model, loss, steps)
+        return Update(kept, Message({**sent, "seen": mask(kept.values["seen"], self.classes)}), model, loss, steps)
 
     def small(self, received: State, own: State, client: int) -> nn.Module:
         """The client's small model as the last fusion made it; where lessons came, it learns them here."""

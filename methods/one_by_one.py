@@ -24,7 +24,7 @@ from .training import LocalData, cross_entropy, distillation
 Weights = Literal["similarity", "uniform", "overlap"]
 Order = Literal["similar_first", "similar_last", "random"]
 SOFTNESS = 0.1  # of the soft-max that makes weights of similarities
-LEAST = 0.05  # a teacher of less weight is skipped
+LEAST = 0.05  # a teacher of less weight is skipped, where there are ten teachers or fewer
 
 
 class DistillationParameters(Section):
@@ -83,7 +83,10 @@ def similarities(student: View, teachers: Sequence[View], kind: Weights) -> Tens
 def lessons(
     student: View, teachers: Sequence[View], weights: Weights, order: Order, draw: torch.Generator
 ) -> list[Lesson]:
-    """The teachers in their order, w_ij = softmax_j( similarity / 0.1 ), those below 0.05 left out. [ours]"""
+    """The teachers in their order, w_ij = softmax_j( similarity / 0.1 ), those below the bound left out. [ours]
+
+    The bound is 0.05, or half of an equal share if that is less: of many teachers who are much alike, each has little.
+    """
     if not teachers:
         return []
     alike = similarities(student, teachers, weights).double().cpu()
@@ -91,7 +94,7 @@ def lessons(
     sequence = alike.argsort(descending=order == "similar_first", stable=True)
     if order == "random":
         sequence = torch.randperm(len(alike), generator=draw)
-    least = min(LEAST, share.max().item())  # of very many teachers the best are heard
+    least = min(LEAST, 0.5 / len(alike))
     return [
         Lesson(teachers[j].logits, teachers[j].classes, share[j].item()) for j in sequence.tolist() if share[j] >= least
     ]
@@ -107,6 +110,23 @@ def at_once(found: Sequence[Lesson]) -> list[Lesson]:
     return [Lesson(mean.float(), torch.stack([each.classes for each in found]).any(dim=0), 1.0, len(found))]
 
 
+def heard(data: LocalData, lesson: Lesson, by_class: bool) -> Tensor:
+    """Rows of D_s in a visit: all, or with `by_class` those of the teacher's classes; none rather than a single one.
+
+    Batch normalisation cannot use a single sample.
+    """
+    rows = torch.arange(len(data))
+    if by_class:
+        rows = lesson.classes.to(data.labels.device)[data.labels].nonzero().flatten().cpu()
+    return rows if len(rows) > 1 else rows[:0]
+
+
+def minibatches(rows: Tensor, size: int) -> list[Tensor]:
+    """`rows` in parts of `size`; a last single row joins the part before it, as in `LocalData.batches`."""
+    parts = list(rows.split(size))
+    return [*parts[:-2], torch.cat(parts[-2:])] if len(parts) > 1 and len(parts[-1]) == 1 else parts
+
+
 def learn(
     student: Callable[[Tensor], Tensor],
     learns: Sequence[nn.Parameter],
@@ -118,12 +138,15 @@ def learn(
     by_class: bool = False,
     labels: bool = False,
 ) -> None:
-    """The student visits one teacher after another, in place.
+    """The student visits one teacher after another, in place; a teacher who is heard about no sample is passed over.
+
+    One Adam makes all steps of a call. R2 is one call, whose moments go on from teacher to teacher; R1 is one call for
+    each teacher, whose moments begin at 0.
 
     Args:
         student: rows of `data` -> logits (rows, classes), with gradients to `learns`.
         anchor: what the student is held to; asked before each teacher.
-        by_class: the labels of D_s are known: a teacher is heard only about samples of its classes.
+        by_class: the labels of D_s are known: a teacher is heard only about samples of its classes, see `heard`.
         labels: the student learns the labels of D_s too.
     """
     if not found:
@@ -131,13 +154,13 @@ def learn(
     adam = torch.optim.Adam(learns, lr=parameters.learning_rate, fused=True)
     tau = parameters.temperature
     for lesson in found:
+        rows = heard(data, lesson, by_class)
+        if not len(rows):
+            continue
         before = anchor()
         known, taught = before.index, lesson.index
-        rows = torch.arange(len(data))
-        if by_class:
-            rows = lesson.classes.to(data.labels.device)[data.labels].nonzero().flatten().cpu()
         for _ in range(lesson.visits * parameters.epochs):
-            for batch in rows[torch.randperm(len(rows), generator=draw)].split(parameters.batch_size):
+            for batch in minibatches(rows[torch.randperm(len(rows), generator=draw)], parameters.batch_size):
                 batch = batch.to(data.labels.device)
                 logits = student(batch)
                 loss = lesson.weight * distillation(logits, lesson.logits[batch], taught, tau)

@@ -35,7 +35,7 @@ def surrogate(parameters: SurrogateParameters, setting: Setting) -> LocalData:
     `per_class` times the number of classes, with label 0: nothing is known of them.
 
     Raises:
-        InputError: `labelled` without labels of the stream's classes, or noise in place of texts.
+        InputError: `labelled` without labels of the stream's classes, noise in place of texts, or no such source.
     """
     classes, draw = setting.architecture.classes, generator(setting.seed, "surrogate")
     if parameters.source == "public":
@@ -55,7 +55,10 @@ def surrogate(parameters: SurrogateParameters, setting: Setting) -> LocalData:
             raise InputError("methods.large_small.surrogate.source: noise is for images (got a stream of texts)")
         inputs = torch.randint(0, 256, (count, *setting.architecture.shape), generator=draw, dtype=torch.uint8)
         return LocalData(inputs.numpy(), torch.zeros(count, dtype=torch.int64).numpy(), device)
-    data = setting.outside(parameters.source)
+    try:
+        data = setting.outside(parameters.source)
+    except InputError as error:
+        raise InputError(f"methods.large_small.surrogate.source: public, noise or another source; {error}") from None
     chosen = part(data, torch.randperm(len(data), generator=draw)[:count].sort().values)
     chosen.labels = torch.zeros_like(chosen.labels)
     return chosen

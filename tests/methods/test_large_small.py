@@ -14,10 +14,10 @@ import yaml
 from PIL import Image
 
 from errors import InputError
-from methods import Message, Moment, State
+from methods import Message, Moment, State, fine_tuning
 from methods.assistance import by_features, class_means
 from methods.exchange import learn_lessons
-from methods.fine_tuning import choose
+from methods.fisher import diagonal
 from methods.large_small import LargeSmall
 from methods.one_by_one import View, at_once, lessons, unpack
 from methods.pretraining import all_features
@@ -145,6 +145,9 @@ def test_only_the_small_model_and_the_classes_met_go_up(fusion, send, played):
             seen = mask(lab.site.seen(each.client, moment.experience), 10)
             assert torch.equal(message.tensors["seen"], seen) and seen.dtype == torch.bool
             assert not leaks(message, rows)
+            assert (each.broadcast is None) == (number == 0)
+            if each.broadcast:
+                assert not leaks(Message(lab.site.store.get(each.broadcast).tensors), rows)
 
 
 @pytest.mark.parametrize("send", ["weights", "logits"])
@@ -383,6 +386,7 @@ def test_the_foundation_model_itself_never_changes(fusion, part, laboratory):
         assert general.nunique().tolist() == [1, 1] and general.size().tolist() == [4, 4]
     else:
         initial = Adapted(lab.site.foundation, 10, part, 4, 0).psi()
+        assert psi.pop("taught").all()  # three clients, who together met all ten classes
         assert psi.keys() == initial.keys()
         assert not same(psi, {name: each.detach() for name, each in initial.items()})
         assert not [name for name in psi if name.startswith("foundation.") and "lora" not in name]
@@ -400,7 +404,7 @@ def test_psi_goes_down_once_to_each_client_in_each_experience(sampled, laborator
     lab = laboratory("large_small", sets=["train.rounds=3", f"train.clients_per_round={sampled}"])
     down, taught = Counter(), None
     small_model = sum(each.numel() for each in lab.site.method.setting.initial_model().values())
-    psi = (10 * 41) + (40 * 4 + 4) + (4 * 40 + 40)  # head, and the adapter's two layers
+    psi = (10 * 41) + (40 * 4 + 4) + (4 * 40 + 40) + 10  # head, the adapter's two layers, and what it was taught
     while not lab.over:
         experience = lab.moment.experience
         had = {each for each in range(3) if lab.server.part(f"client-{each}")}
@@ -476,9 +480,39 @@ def test_where_there_are_no_logits_yet_features_are_drawn_together(laboratory):
     width = lab.site.foundation.width
     assert all(each["weight"].shape == (width, 16) for each in maps)
     assert not same(maps[0], maps[1]) and not same(maps[1], maps[2])
-    lab.play_round()  # psi has come
-    assert not lab.client(0).part("projection")
-    assert lab.client(0).part("psi").keys() == lab.server.part("psi").keys()
+    lab.play_round()  # psi has come, and was never taught the classes that are new now
+    state = lab.client(0)
+    assert state.part("psi").keys() == lab.server.part("psi").keys()
+    assert state.part("psi")["taught"].nonzero().flatten().tolist() == list(lab.site.seen(-1, 0))
+    assert not same(state.part("projection"), maps[2])
+
+
+@pytest.mark.parametrize("stream", ["digits", "domains"])
+def test_where_psi_knows_all_classes_its_logits_alone_help(stream, laboratory):
+    """With domains the classes come again: psi was taught all of them in the first experience."""
+    lab = laboratory("large_small", stream, sets=own(classifier="psi")).play(until=(1, 1))
+    known = set(lab.site.classes(0, 1)) <= set(lab.site.seen(-1, 0))
+    assert known == (stream == "domains")
+    assert bool(lab.client(0).part("projection")) == (not known)
+
+
+@pytest.mark.parametrize("assists_on", ["own", "both"])
+def test_what_psi_was_never_taught_it_does_not_teach(assists_on, laboratory, client_of):
+    """Its logits of the new classes are anything; those of the taught ones are heard."""
+    lab = laboratory("large_small", sets=own(classifier="psi", assists_on=assists_on)).play(until=(1, 0))
+    client, method = client_of(lab, 0), lab.site.method
+    taught = client.received.tensors["psi.taught"]
+    assert taught.any() and not taught[list(client.classes)].any()
+
+    def trained(classes: torch.Tensor) -> dict:
+        """With psi's logits of these classes raised to the skies."""
+        bias = client.received.tensors["psi.head.bias"] + 50.0 * classes * torch.arange(10)
+        received = Message({**client.received.tensors, "psi.head.bias": bias}, client.received.values)
+        return method.train(replace(client, received=received)).state.part("model")
+
+    nothing, new, old = (trained(classes) for classes in (torch.zeros(10), ~taught, taught))
+    assert same(nothing, new)
+    assert not same(nothing, old)
 
 
 def test_without_a_taught_psi_features_help_in_every_experience(played):
@@ -493,11 +527,16 @@ def test_the_feature_term_by_hand(laboratory, client_of):
     features, target = torch.rand(5, 16, generator=draw), torch.rand(len(client.data), 40, generator=draw)
     projection = torch.nn.Linear(16, 40, bias=False)
     known = type("Known", (), {"features": target})()
-    value = by_features(lab.site.method.params, known, projection)(None, batch, features, None)
-    mapped, expected = features @ projection.weight.T, 0.0
-    for row in range(5):
-        expected += 0.3 * (1 - (mapped[row] @ target[row]) / (mapped[row].norm() * target[row].norm())) / 5
-    torch.testing.assert_close(value, expected)
+    mapped = features @ projection.weight.T
+    for unknown in (range(10), batch.labels[:1].tolist()):
+        term = by_features(lab.site.method.params, known, projection, mask(unknown, 10))
+        expected, counted = torch.zeros(()), 0
+        for row in range(5):
+            if batch.labels[row] in unknown:
+                expected += 0.3 * (1 - (mapped[row] @ target[row]) / (mapped[row].norm() * target[row].norm())) / 5
+                counted += 1
+        torch.testing.assert_close(term(None, batch, features, None), expected)
+        assert counted == 5 or (0 < counted < 5 and len(unknown) == 1)
 
 
 def test_a_strong_pull_holds_the_small_model_where_it_was(laboratory):
@@ -506,7 +545,7 @@ def test_a_strong_pull_holds_the_small_model_where_it_was(laboratory):
     for gamma in (1, 30, 1000):
         lab = laboratory("large_small", sets=[*PLAIN, *own(fusion="none", gamma=gamma)]).play(until=(1, 1))
         state = lab.client(0)
-        importance, previous, model = (state.part(name) for name in ("importance", "previous", "model"))
+        importance, previous, model = (state.part(name) for name in ("importance_before", "previous", "model"))
         ways.append(
             sum((each * (model[name] - previous[name]).square()).sum().item() for name, each in importance.items())
         )
@@ -522,6 +561,69 @@ def test_importance_is_summed_over_experiences(laboratory):
     assert any((totals[1][name] > each).any() for name, each in totals[0].items())
 
 
+def test_importance_is_of_an_experience_once_however_many_rounds_it_has(laboratory):
+    """That of the model after the last round, where all take part in all rounds."""
+    lab, totals = laboratory("large_small", sets=["train.rounds=3", *PLAIN, *own(fusion="none", gamma=1)]), [{}]
+    for experience in (0, 1):
+        lab.play(until=(experience + 1, 0))
+        state, data, params = lab.client(0), lab.site.data(0, experience), lab.site.method.params
+        model, classes = lab.site.method.setting.load(state.part("model"), 0), lab.site.seen(0, experience)
+        draw = generator(0, "client", 0, "experience", experience, "round", 2, "fisher")
+        last = diagonal(model, data, classes, params.fisher_samples, draw)
+        totals.append({name: each + totals[-1].get(name, 0) for name, each in last.items()})
+        assert same(state.part("importance"), totals[-1])
+        assert same(state.part("importance_before"), totals[-2])
+
+
+def sampled_alone(laboratory, *sets):
+    """(lab, experiences in which each client trained, by client): one client in a round."""
+    lab = laboratory("large_small", "own", sets=["train.clients_per_round=1", "train.rounds=2", *sets]).play()
+    took: dict[int, list[int]] = {}
+    for moment, trained, _ in lab.rounds:
+        for each in trained:
+            took.setdefault(each.client, []).append(moment.experience)
+    assert any(len(set(each)) < 3 for each in took.values())  # somebody missed an experience
+    return lab, took
+
+
+def test_importance_does_not_depend_on_who_is_sampled_last(laboratory):
+    lab, took = sampled_alone(laboratory, *PLAIN, *own(fusion="none", gamma=1))
+    last = {moment.experience: trained[-1].client for moment, trained, _ in lab.rounds}
+    assert any(last[experience] != client for client, each in took.items() for experience in each)
+    for client, experiences in took.items():
+        state = lab.client(client)
+        assert any(each.any() for each in state.part("importance").values())
+        assert bool(state.part("importance_before")) == (len(set(experiences)) > 1)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_what_a_client_was_not_sampled_for_it_has_not_seen(seed, laboratory, monkeypatch):
+    """In what it sends, in what gates the inference and in what it distils from its own past."""
+    heads, lab = [], laboratory("large_small", "own", seed, ["train.clients_per_round=1", "train.rounds=2"])
+    plain = fine_tuning.retention
+    monkeypatch.setattr(fine_tuning, "retention", lambda *given: heads.append(given[1]) or plain(*given))
+    took: dict[int, set[int]] = {}
+    missed = 0
+    while not lab.over:
+        experience = lab.moment.experience
+        heads.clear()
+        lab.play_round()
+        (each,) = lab.rounds[-1][1]
+        before = took.get(each.client, set()) - {experience}
+        took[each.client] = before | {experience}
+        old, trained = (
+            sorted({label for past in those for label in lab.site.classes(each.client, past)})
+            for those in (before, took[each.client])
+        )
+        missed += len(took[each.client]) <= experience
+        assert torch.equal(uploads(lab)[each.client].tensors["seen"], mask(trained, 10))
+        assert heads == ([[old]] if old else [])
+        gate = lab.site.method.predictor("collaborative", lab.server, lab.client(each.client), each.client).own
+        assert torch.equal(gate, mask(trained, 10))
+    assert missed
+
+
+@pytest.mark.parametrize("fusion", ["none", "both", "both, logits"])
 @pytest.mark.parametrize(
     ("trains", "sets", "moves"),
     [
@@ -530,14 +632,39 @@ def test_importance_is_summed_over_experiences(laboratory):
         ("adapter", ("model.adapter=3",), ("adapter.", "head.")),
     ],
 )
-def test_only_the_chosen_part_of_a_small_model_is_trained(trains, sets, moves, laboratory):
-    lab = laboratory("large_small", sets=[*own(trains=trains, fusion="none"), *sets])
+def test_only_the_chosen_part_of_a_small_model_is_trained(trains, sets, moves, fusion, laboratory):
+    """On the client and, where small models teach each other, in the fusion."""
+    fusion, _, send = fusion.partition(", ")
+    lab = laboratory("large_small", sets=[*own(trains=trains, fusion=fusion, send=send or "weights"), *sets])
     start = lab.site.method.start_client(0).part("model")
     lab.play(until=(1, 1))
-    end = lab.client(0).part("model")
-    moved = {name for name, each in end.items() if not torch.equal(each, start[name])}
-    assert moved == {name for name in end if name.startswith(moves)}
+    own_end, end = lab.client(0).part("model"), small(lab, 0).state_dict()
+    assert same(own_end, end) == (fusion == "none")
+    for each in (own_end, end):
+        moved = {name for name, tensor in each.items() if not torch.equal(tensor, start[name])}
+        assert moved == {name for name in end if name.startswith(moves)}
     assert trains == "all" or moved < set(end)
+
+
+def test_after_fusion_all_of_a_small_model_takes_gradients_again(laboratory):
+    lab = laboratory("large_small", sets=own(trains="last")).play(until=(0, 1))
+    method, model = lab.site.method, small(lab, 0)
+    views = [View(logits_on(small(lab, each), method.surrogate), mask(range(10), 10)) for each in range(2)]
+    found = lessons(views[0], views[1:], "uniform", "random", generator(0, "draw"))
+    learn_lessons(model, views[0], found, method.surrogate, method.params, generator(0, "draw"))
+    assert found and all(each.requires_grad for each in model.parameters())
+
+
+@pytest.mark.parametrize("fusion", ["none", "r2"])
+def test_the_statistics_of_frozen_stages_stay(fusion, laboratory):
+    """Those of the stage that is trained move."""
+    network = "models=[{name: cnn4, width: 8, norm: batch}]"
+    lab = laboratory("large_small", sets=[network, *own(trains="last", fusion=fusion)])
+    start = lab.site.method.start_client(0).part("model")
+    end = small(lab.play(until=(0, 1)), 0).state_dict()
+    statistics = [name for name in end if "running" in name]
+    moved = {name for name in statistics if not torch.equal(end[name], start[name])}
+    assert len(statistics) == 8 and moved == set(statistics[-2:])
 
 
 # the surrogate set
@@ -592,11 +719,13 @@ def test_images_from_elsewhere_may_be_the_surrogate_set(laboratory, project):
     assert not same(before, after)
 
 
-@pytest.mark.parametrize("source", ["noise", "folder:elsewhere"])
-def test_only_public_samples_have_labels(source, laboratory):
-    lab = laboratory("large_small", sets=own(surrogate__source=source, surrogate__labelled="true"))
-    with pytest.raises(InputError, match=r"surrogate\.labelled: only the public split .*got source " + source):
-        _ = lab.site.method.surrogate
+@pytest.mark.parametrize("per_batch", [99, 100])
+def test_a_last_batch_of_one_does_not_end_a_fusion(per_batch, laboratory):
+    """100 surrogate samples; batch normalisation cannot use a single one."""
+    sets = ["models=[{name: cnn4, width: 8, norm: batch}]", *own(fusion="r2", distillation__batch_size=per_batch)]
+    lab = laboratory("large_small", sets=sets).play(until=(0, 1))
+    assert len(lab.site.method.surrogate) == 100
+    assert not same(small(lab, 0).state_dict(), lab.client(0).part("model"))
 
 
 def test_labels_of_the_public_samples_are_looked_at_only_where_it_is_said(laboratory):
@@ -621,14 +750,25 @@ def test_the_average_needs_one_network_and_weights(more, laboratory):
         laboratory("large_small", sets=[*own(fusion="average"), more])
 
 
-def test_an_adapter_that_is_not_there_cannot_be_trained(laboratory):
-    lab = laboratory("large_small", sets=own(trains="adapter"))
-    model = lab.site.method.setting.load(lab.site.method.setting.initial_model())
-    with pytest.raises(InputError, match=r"large_small\.trains: adapter needs one in the network; set model\.adapter"):
-        choose(model, "adapter")
-
-
-def test_noise_is_no_text(laboratory):
-    lab = laboratory("large_small", "texts", sets=own(surrogate__source="noise"))
-    with pytest.raises(InputError, match=r"surrogate\.source: noise is for images \(got a stream of texts\)"):
-        _ = lab.site.method.surrogate
+@pytest.mark.parametrize(
+    ("stream", "options", "says"),
+    [
+        ("digits", {"trains": "adapter"}, r"\.trains: adapter needs one in every network; .*\(got none in mlp\)$"),
+        ("texts", {"surrogate__source": "noise"}, r"\.source: noise is for images \(got a stream of texts\)$"),
+        ("digits", {"surrogate__source": "publik"}, r"large_small\.surrogate\.source: public, noise or .*publik"),
+        ("digits", {"surrogate__source": "folder:nowhere"}, "nowhere"),
+        *(
+            (
+                "digits",
+                {"surrogate__source": source, "surrogate__labelled": "true"},
+                rf"\.labelled: .*got source {source}",
+            )
+            for source in ("noise", "folder:elsewhere")
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_trained(stream, options, says, laboratory):
+    """Where a run opens: the laboratory has done no more than ask for the server's first state."""
+    with pytest.raises(InputError, match=says) as caught:
+        laboratory("large_small", stream, sets=own(**options))
+    assert "\n" not in str(caught.value)
