@@ -11,39 +11,19 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 import methods
 import models
 from errors import InputError, nearest
 from methods.training import TrainParameters
 from models.foundation import FoundationParameters
+from run_parameters import RunParameters
 from streams.parameters import StreamParameters
-from validation import Section, checked
-
-
-class RunParameters(Section):
-    """The `run` section: how the work is done. Nothing in it changes a result."""
-
-    runner: Literal["threads", "processes"] = Field("threads", description="where tasks compute")
-    workers: int = Field(2, ge=1, description="tasks that compute at the same time")
-    device: str = Field("auto", description="auto (a GPU where there is one), cpu, cuda or cuda:N")
-    min_clients: int = Field(1, ge=1, description="admitted uploads that a round needs to go on")
-    retries: int = Field(2, ge=0, description="times that a failed client or fusion job is tried again")
-    cohort: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
-        "auto", description="clients that travel in one task; auto sizes it from their measured time"
-    )
-    upload_limit: int = Field(1024, ge=1, description="largest upload that is admitted, MiB")
-    store: str = Field("runs", description="where uploads and checkpoints lie: a folder or an fsspec URL")
-    tracking_patience: float = Field(
-        20.0, ge=0, description="seconds that a finished run waits for MLflow before its records are kept for later"
-    )
-    resume_mismatch: Literal["refuse", "restart"] = Field(
-        "refuse", description="what --resume does with an interrupted run of other parameters"
-    )
+from validation import checked
 
 
 class Experiment(BaseModel):

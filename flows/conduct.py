@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from errors import InputError
-from parameters import Experiment, RunParameters, read
+from parameters import Experiment, read
+from run_parameters import RunParameters
 from streams.parameters import StreamParameters
 from tasks.checkpoint import RunFolder
 from tasks.delivery import file_record

@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from models.foundation import FoundationParameters
-from parameters import RunParameters, foundation_parameters, read, stream_parameters
+from parameters import foundation_parameters, read, stream_parameters
+from run_parameters import RunParameters
 from streams.stream import build
 from tasks.delivery import tracking_uri
 from tasks.files import write_json

@@ -9,7 +9,7 @@ A round asks a method, in this order:
     expects(server, ...)    the names, shapes and types that an honest upload has
     check(message)          what else an honest upload is
     fusion_jobs(...)        the independent jobs of the fusion, by name
-    fuse(job, ...)          one job: a part of the next server state
+    fuse(job, ...)          one job: a part of the next server state; a long one is `fuse_on`
     join(server, parts)     the next server state
     end_experience(...)     what changes when an experience ends
     predictor(kind, ...)    the models to be evaluated
@@ -22,11 +22,11 @@ torch and nothing above this package.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
-import torch
+import numpy as np
 from torch import Tensor, nn
 
 from errors import InputError, nearest
@@ -55,6 +55,8 @@ class Setting:
     device: str = "cpu"
     public: Callable[[], LocalData] | None = None  # the samples that no client holds, read when they are asked for
     outside: Callable[[str], LocalData] | None = None  # all training samples of another source, scaled to the stream's
+    picture: Callable[[str], np.ndarray] | None = None  # one picture by its name, (3, height, width) uint8
+    oracle: Callable[[int], LocalData] | None = None  # all clients' data until an experience; only where it is allowed
     foundation: Callable[[], Foundation] | None = None  # the frozen foundation model; shared: never change it
     task_aware: bool = False  # the experience of a sample is known when it is predicted (task-incremental)
 
@@ -93,6 +95,8 @@ class Method(ABC):
     summary: ClassVar[str]  # one line for `fcl methods`: the docstring's first
     # The kinds of model that are evaluated and who holds them; the first is the method's main model.
     evaluates: ClassVar[Mapping[str, Scope]] = {"global": "server"}
+    # Kinds among them that are told the experience of a sample, and choose among its classes only (multi-head).
+    told: ClassVar[frozenset[str]] = frozenset()
     # True for upper bounds that break the rule that data stay with the clients: one participant holds all data so far.
     centralised: ClassVar[bool] = False
     # Whether clients may have different networks (`models: [...]`).
@@ -108,6 +112,11 @@ class Method(ABC):
     def __init__(self, params: Section, setting: Setting) -> None:
         self.params = params
         self.setting = setting
+
+    @classmethod
+    def is_oracle(cls, params: Section) -> bool:
+        """Whether these parameters say that the server may look at the clients' data. Default: never."""
+        return False
 
     @property
     def participants(self) -> tuple[int, ...]:
@@ -141,6 +150,18 @@ class Method(ABC):
     def fuse(self, job: str, server: State, uploads: Sequence[Upload], moment: Moment) -> State:
         """One job of the fusion; `uploads` come in the order of their clients. Default: the server keeps its state."""
         return server
+
+    def fuse_on(
+        self, job: str, server: State, uploads: Sequence[Upload], moment: Moment, begun: State | None
+    ) -> Iterator[State]:
+        """One job as a row of states, each of which it can go on from; the last is its result. Default: `fuse` alone.
+
+        For jobs that take long: every now and then a state is kept, and a killed job goes on from there.
+
+        Args:
+            begun: the last state that was kept, or None at the beginning.
+        """
+        yield self.fuse(job, server, uploads, moment)
 
     def join(self, server: State, parts: Mapping[str, State], moment: Moment) -> State:
         """The next server state from the jobs' results. Default: that of the only job."""
@@ -203,28 +224,3 @@ def get(name: str) -> type[Method]:
     if name not in _methods:
         raise InputError(f"no method '{name}'; {nearest(name, _methods)} (fcl methods lists all)")
     return _methods[name]
-
-
-@torch.no_grad()
-def weighted_mean(uploads: Sequence[Upload]) -> dict[str, Tensor]:
-    """sum_i n_i theta_i / sum_i n_i, key by key over the uploads that hold the key, accumulated in float64.
-
-    Floating-point buffers (BatchNorm's running statistics) are averaged like parameters; integer ones (its batch
-    counter) take the largest value, since an average of counters counts nothing. One upload alone comes back to the
-    last bit.
-    """
-    sums: dict[str, Tensor] = {}
-    weights: dict[str, int] = {}
-    kinds: dict[str, torch.dtype] = {}
-    for upload in uploads:
-        for name, tensor in upload.message.tensors.items():
-            kinds[name] = tensor.dtype
-            weights[name] = weights.get(name, 0) + upload.samples
-            if not tensor.is_floating_point():
-                sums[name] = torch.maximum(sums.get(name, tensor), tensor)
-            elif name in sums:
-                sums[name].add_(tensor.double(), alpha=upload.samples)
-            else:
-                sums[name] = tensor.double() * upload.samples
-    means = {name: total / weights[name] if total.is_floating_point() else total for name, total in sums.items()}
-    return {name: mean.to(kinds[name]) for name, mean in means.items()}

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from .base import Method, Upload, register, weighted_mean
+from .aggregation import weighted_mean
+from .base import Method, Upload, register
 from .state import Message, Moment, State, prefixed
 from .training import Batch, Client, Update, cross_entropy, fit
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from errors import InputError
 from randomness import generator
 
-from .base import Setting, Upload, register, weighted_mean
+from .aggregation import weighted_mean
+from .base import Setting, Upload, register
 from .fedavg import FedAvg
 from .state import Message, Moment, State, prefixed
 from .training import Client, LocalData, Update, distillation

@@ -10,7 +10,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from .base import Setting, Upload, register, weighted_mean
+from .aggregation import weighted_mean
+from .base import Setting, Upload, register
 from .fedavg import FedAvg
 from .layer_inputs import columns, joined, layers, parted, width
 from .state import Message, Moment, State, prefixed

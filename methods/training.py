@@ -79,12 +79,16 @@ class LocalData:
         A last batch of one sample joins the one before it: batch normalisation cannot use a single sample.
         """
         order = torch.arange(len(self)) if order is None else order
+        order = order.to(self.labels.device)
+        for start, end in pairwise(self.cuts(size)):
+            yield self.batch(order[start:end])
+
+    def cuts(self, size: int) -> list[int]:
+        """Where the minibatches of one pass begin, and where the last one ends."""
         cuts = [*range(0, len(self), size), len(self)]
         if len(cuts) > 2 and cuts[-1] - cuts[-2] == 1:
             del cuts[-2]
-        order = order.to(self.labels.device)
-        for start, end in pairwise(cuts):
-            yield self.batch(order[start:end])
+        return cuts
 
     def batch(self, rows: Tensor) -> Batch:
         """The samples `rows` as a network takes them."""
@@ -113,6 +117,9 @@ class Client:
     task_aware: bool  # the experience of a sample is known when it is predicted (task-incremental)
     state: State  # what this client kept from its last participation
     received: Message | None  # what the server sent
+    # Measures a model on the client's own test data of this experience; nothing comes back. Names the training that the
+    # model is in (`scratch`) and its epochs so far: the learning curves of the results.
+    watch: Callable[[str, int, nn.Module], None] = lambda training, epoch, model: None
 
     @cached_property
     def known(self) -> tuple[int, ...]:
@@ -187,12 +194,17 @@ def fit(
     train: TrainParameters,
     loss: Callable[[nn.Module, Batch], Tensor],
     adjust: Callable[[nn.Module], None] | None = None,
+    watch: Callable[[int], None] | None = None,
 ) -> tuple[float, int]:
     """Minimises `loss` over the client's data for `local_epochs`; returns the mean loss and the number of steps.
 
     Args:
         adjust: called with the model between backward and step, to change its gradients in place.
+        watch: called before the first epoch and after each with the number of epochs done.
     """
+    in_pass = len(client.data.cuts(train.batch_size)) - 1
+    if watch:
+        watch(0)
     model.train()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = train.optimizer_for(parameters)
@@ -206,4 +218,7 @@ def fit(
         optimizer.step()
         total += value.detach()  # stays on the device: reading it every step would wait for the GPU
         steps += 1
+        if watch and steps % in_pass == 0:
+            watch(steps // in_pass)
+            model.train()
     return float(total) / max(steps, 1), steps

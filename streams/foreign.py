@@ -45,7 +45,7 @@ def foreign(source: str, stream: Stream, root: Path) -> tuple[np.ndarray, np.nda
         raise InputError(f"source {source}: the stream has {stream.modality}s, and these are none")
     if not text:
         inputs = _channels(np.asarray(inputs), stream.shape[0])
-    return np.ascontiguousarray(inputs), labels
+    return np.array(inputs), labels  # a copy: the source may be a file that cannot be written to
 
 
 def _columns(parameters: StreamParameters, root: Path, text: bool) -> dict[str, str]:

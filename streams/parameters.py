@@ -67,6 +67,11 @@ class StreamParameters(Section):
         description="classes that belong to each client alone, 0 or more; all others are met by all clients; with "
         "scenario self-centred, 0 stands for as many as possible",
     )
+    arrival: Literal["together", "round-robin", "random"] = Field(
+        "together",
+        description="self-centred: who trains in an experience: together: all clients; round-robin: one client after "
+        "another; random: one client, drawn, each as often as in turn",
+    )
     domain: Domain | None = Field(None, description="domain-incremental: what the inputs look like")
     overlap: bool = Field(
         False, description="domain-incremental: every experience shows all samples of a client again, in its domain"
@@ -117,6 +122,16 @@ class StreamParameters(Section):
         for name, scenario in (("domain", "domain-incremental"), ("overlap", "domain-incremental"), ("blurry",) * 2):
             if getattr(self, name) and self.scenario != scenario:
                 raise ValueError(f"{name} is for scenario {scenario!r} only (scenario is {self.scenario!r})")
+        if self.arrival != "together":
+            if self.scenario != "self-centred":
+                raise ValueError(f"arrival {self.arrival} is for scenario 'self-centred' only (got {self.scenario!r})")
+            if self.growth or self.lag:
+                raise ValueError(f"arrival {self.arrival} says who is there when: it goes with neither growth nor lag")
+            if self.experiences < self.clients:
+                raise ValueError(
+                    f"arrival {self.arrival}: one client arrives in an experience, so that {self.clients} clients need "
+                    f"as many experiences or more (got experiences {self.experiences})"
+                )
         if self.private and domains:
             raise ValueError("private classes need a scenario whose experiences bring classes, not domain-incremental")
         problem = self.growth.problem(self.clients, self.experiences) if self.growth else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -67,10 +67,12 @@ def _class_incremental(parameters: StreamParameters, empty: Plan) -> Plan:
     private = _private(parameters, empty, parameters.private)
     if parameters.order == "shared" and private is None:
         return replace(empty, home=_home(parameters, empty, range(empty.experiences), (), None)[None])
-    rows = []
+    rows, arrivals = [], _arrivals(parameters)
     for client in range(empty.clients):
         names = () if parameters.order == "shared" else ("client", client)
-        stay = range(empty.first[client], empty.last[client] + 1)
+        stay: Sequence[int] = range(empty.first[client], empty.last[client] + 1)
+        if arrivals is not None:
+            stay = np.flatnonzero(arrivals == client).tolist()
         foreign = None if private is None else (private != NEVER) & (private != client)
         rows.append(_home(parameters, empty, stay, names, foreign))
     return replace(empty, home=np.stack(rows))
@@ -92,7 +94,11 @@ def _blurry(parameters: StreamParameters, empty: Plan) -> Plan:
 
 @scenario("self-centred")
 def _self_centred(parameters: StreamParameters, empty: Plan) -> Plan:
-    """Every client has classes of its own, `private` or as many as there are for each; what is left over is shared."""
+    """Every client has classes of its own, `private` or as many as there are for each; what is left over is shared.
+
+    With an `arrival` the experiences are the clients' visits to the centre: one client in each, with a part of its
+    classes. [paper: DAC's sparse, asynchronous stream of experts; ours: as experiences of the stream]
+    """
     private = parameters.private or empty.classes // empty.clients
     if private == 0:
         raise InputError(
@@ -115,14 +121,24 @@ def _domain_incremental(parameters: StreamParameters, empty: Plan) -> Plan:
 
 
 def _home(
-    parameters: StreamParameters, empty: Plan, stay: range, names: tuple[str | int, ...], foreign: np.ndarray | None
+    parameters: StreamParameters,
+    empty: Plan,
+    stay: Sequence[int],
+    names: tuple[str | int, ...],
+    foreign: np.ndarray | None,
 ) -> np.ndarray:
     """(classes,) the class order called `names`, without the classes that are others', split over the stay."""
     order = numpy_generator(parameters.seed, "scenario", "class order", *names).permutation(empty.classes)
     if foreign is not None:
         order = order[~foreign[order]]
-    if parameters.experiences > len(order):
+    needed = parameters.experiences if parameters.arrival == "together" else len(stay)
+    if needed > len(order):
         whose = f"{empty.classes} classes" if foreign is None else f"{len(order)} classes that a client meets"
+        if needed < parameters.experiences:
+            raise InputError(
+                f"experiences {parameters.experiences} is too many: a client that arrives in {needed} of them needs as "
+                f"many classes, and there are {len(order)} {whose.partition(' ')[2]} of {parameters.source}"
+            )
         raise InputError(
             f"experiences {parameters.experiences} is more than the {whose} of {parameters.source}; "
             f"it can be at most {len(order)}"
@@ -146,6 +162,16 @@ def _private(parameters: StreamParameters, empty: Plan, private: int) -> np.ndar
     order = numpy_generator(parameters.seed, "scenario", "private classes").permutation(empty.classes)
     owner[order[: private * empty.clients]] = np.repeat(np.arange(empty.clients), private)
     return owner
+
+
+def _arrivals(parameters: StreamParameters) -> np.ndarray | None:
+    """(experiences,) the client that arrives in each experience; None: all are there together."""
+    if parameters.arrival == "together":
+        return None
+    turns = np.arange(parameters.experiences) % parameters.clients
+    if parameters.arrival == "round-robin":
+        return turns
+    return numpy_generator(parameters.seed, "scenario", "arrival").permutation(turns)
 
 
 def _stays(parameters: StreamParameters) -> tuple[np.ndarray, np.ndarray]:

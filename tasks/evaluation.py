@@ -76,7 +76,8 @@ def evaluate(
             models[kind, client] = site.method.predictor(kind, site.read(server), state, client)
         model = models[kind, client]
         point = {"trained": trained, "tested": tested}
-        correct = predictions(model, data, site.candidates(client, trained, tested)) == data.labels
+        candidates = site.candidates(client, trained, tested, told=kind in site.method.told)
+        correct = predictions(model, data, candidates) == data.labels
         rows.append({"model": kind, "client": client, **point, **_score(correct)})
         if kind == main and site.method.evaluates[kind] == "server":
             rows += _received(site, model, data, correct, point)

@@ -6,6 +6,8 @@ resumed run (`jobs.py`).
 
 from __future__ import annotations
 
+import math
+import time
 import traceback
 from collections.abc import Callable, Sequence
 
@@ -33,9 +35,31 @@ def uploads_of(site: Site, verdicts: Sequence[Verdict]) -> list[AdmittedUpload]:
     return [AdmittedUpload(verdict.client, verdict.samples, site.store, verdict.file) for verdict in admitted]
 
 
-def fuse(site: Site, job: str, server: Ref, verdicts: Sequence[Verdict], moment: Moment) -> Ref:
+def fuse(
+    site: Site, job: str, server: Ref, verdicts: Sequence[Verdict], moment: Moment, every: float = math.inf
+) -> Ref:
     """One job: a part of the next server state."""
-    return site.write(finite(site.method.fuse(job, site.read(server), uploads_of(site, verdicts), moment), moment))
+    return site.write(work_on(site, job, server, site.read(server), verdicts, moment, every))
+
+
+def work_on(
+    site: Site, job: str, server: Ref, state: State, verdicts: Sequence[Verdict], moment: Moment, every: float
+) -> State:
+    """The job's result; what it has done is kept every `every` seconds, and a killed or failed try is gone on with.
+
+    Args:
+        server, state: the server's state before the fusion, as a reference and as it is.
+    """
+    key = job_key(job, server, verdicts, moment)
+    begun = site.store.kept(key)
+    begun = State(begun.tensors, begun.header["values"]) if begun else None
+    last, result = time.monotonic(), None
+    for following in site.method.fuse_on(job, state, uploads_of(site, verdicts), moment, begun):
+        if result is not None and time.monotonic() - last >= every:
+            site.store.keep(key, result.tensors, {"values": dict(result.values)})
+            last = time.monotonic()
+        result = finite(following, moment)
+    return result
 
 
 def join(site: Site, server: Ref, parts: dict[str, Ref], moment: Moment, last_round: bool) -> Ref:
@@ -44,13 +68,15 @@ def join(site: Site, server: Ref, parts: dict[str, Ref], moment: Moment, last_ro
     return site.write(finite(site.method.end_experience(state, moment.experience) if last_round else state, moment))
 
 
-def fuse_all(site: Site, server: Ref, verdicts: Sequence[Verdict], moment: Moment, last_round: bool) -> Ref:
+def fuse_all(
+    site: Site, server: Ref, verdicts: Sequence[Verdict], moment: Moment, last_round: bool, every: float = math.inf
+) -> Ref:
     """Fusion of a single job, without writing and reading its part."""
     method, state = site.method, site.read(server)
-    uploads = uploads_of(site, verdicts)
-    if uploads:
-        (job,) = method.fusion_jobs([upload.client for upload in uploads], moment)
-        state = method.join(state, {job: method.fuse(job, state, uploads, moment)}, moment)
+    clients = sorted(verdict.client for verdict in verdicts if verdict.admitted)
+    if clients:
+        (job,) = method.fusion_jobs(clients, moment)
+        state = method.join(state, {job: work_on(site, job, server, state, verdicts, moment, every)}, moment)
     return site.write(finite(method.end_experience(state, moment.experience) if last_round else state, moment))
 
 
@@ -152,7 +178,7 @@ def fuse_parts(
     run: Run, names: Sequence[str], server: Ref, verdicts: Sequence[Verdict], moment: Moment
 ) -> dict[str, Ref]:
     """The states of all jobs of a fusion, in the order of their names; what a killed run had done is taken from it."""
-    log, parts = run.folder.jobs, {}
+    log, parts, every = run.folder.jobs, {}, run.experiment.run.save_every
     if log.damaged:
         run.note(f"{log.path} has {log.damaged} unreadable lines; their jobs are done again")
     keys = {name: job_key(name, server, verdicts, moment) for name in names}
@@ -163,5 +189,8 @@ def fuse_parts(
             run.note(f"experience {moment.experience}, round {moment.round}: {name} is fused again: {error}")
             parts[name] = None
     missing = [name for name in names if parts[name] is None]
-    jobs = [Job(run, f"fuse {name}", moment, fuse, name, server, verdicts, moment, key=keys[name]) for name in missing]
+    jobs = [
+        Job(run, f"fuse {name}", moment, fuse, name, server, verdicts, moment, every, key=keys[name])
+        for name in missing
+    ]
     return parts | dict(zip(missing, finish(jobs), strict=True))

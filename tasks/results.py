@@ -16,6 +16,7 @@ import pandas as pd
 
 from errors import InputError
 from methods import State
+from metrics.experts import transfer
 from metrics.plots import draw_accuracy, draw_comparison, draw_matrix
 from metrics.retention import general_retention
 from metrics.summary import over_experiences, summarise
@@ -27,6 +28,15 @@ from .saved import BACKBONE, content
 from .store import encode
 
 MATRIX = {"model": str, "client": int, "trained": int, "tested": int, "accuracy": float, "samples": int}
+CURVES = {
+    "client": int,
+    "experience": int,
+    "round": int,
+    "training": str,
+    "epoch": int,
+    "accuracy": float,
+    "samples": int,
+}
 GENERAL = {"task": str, "trained": int, "accuracy": float, "samples": int}
 ROUNDS = {
     "experience": int,
@@ -61,6 +71,10 @@ def write_results(run: Run) -> Path:
     rounds.to_parquet(folder / "rounds.parquet", index=False)
     main = main_kind(run)
     metrics = summarise(matrix, rounds, main)
+    curves = frame(run.folder.records("curve"), CURVES, ["client", "experience", "round", "training", "epoch"])
+    if len(curves):
+        curves.to_parquet(folder / "learning_curves.parquet", index=False)
+        metrics |= transfer(curves)
     if run.built:
         general = frame(run.folder.records("general"), GENERAL, ["task", "trained"])
         general.to_parquet(folder / "general.parquet", index=False)
@@ -98,7 +112,7 @@ def write_models(run: Run, folder: Path) -> None:
         for client in site.method.participants if scope == "client" else (-1,):
             held = run.progress.clients.get(client)
             state = site.read(held) if held else State()
-            if scope == "client" and client not in took_part:
+            if (scope == "client" and client not in took_part) or kind in site.method.told:
                 continue
             model = site.method.predictor(kind, server, state, client)
             name = kind if client < 0 else f"{kind}-{client}"

@@ -128,12 +128,13 @@ def admit_all(run: Run, moment: Moment, trained: Sequence[Trained]) -> list[Verd
 
 def fuse_round(run: Run, moment: Moment, verdicts: Sequence[Verdict], last: bool) -> Ref:
     """The next server state: one task for a fusion of one job, else one task a job and one that joins them."""
-    server, files = run.progress.server, [verdict for verdict in verdicts if verdict.admitted and verdict.file]
+    server, every = run.progress.server, run.experiment.run.save_every
+    files = [verdict for verdict in verdicts if verdict.admitted and verdict.file]
     if not files and not last:
         return server
     names = run.site.method.fusion_jobs([verdict.client for verdict in files], moment) if files else ()
     if len(names) <= 1:
-        return finish([Job(run, "fuse uploads", moment, fuse_all, server, files, moment, last)])[0]
+        return finish([Job(run, "fuse uploads", moment, fuse_all, server, files, moment, last, every)])[0]
     parts = fuse_parts(run, names, server, files, moment)
     return finish([Job(run, f"join {len(parts)} parts", moment, join, server, parts, moment, last)])[0]
 
@@ -165,6 +166,7 @@ def record_round(
             run.progress.clients.pop(each.client, None)
     run.folder.record("round", rows)
     run.folder.record("accuracy", [row for each in trained for row in each.accuracies])
+    run.folder.record("curve", [row for each in trained for row in each.curves])
     run.progress.server = server
     run.advance(Moment(moment.experience, moment.round + 1))
 

@@ -126,6 +126,7 @@ class Run:
         store = self.site.store
         store.keep_only("uploads", ())
         store.keep_only("broadcasts", ())
+        store.keep_only("works", ())
         store.keep_only("states", {self.progress.server, *self.progress.clients.values()})
         experience, number = next
         rounds = self.site.rounds_in(min(experience, self.site.stream.experiences - 1))

@@ -25,6 +25,7 @@ from models.foundation import Foundation
 from parameters import Experiment
 from streams.foreign import foreign
 from streams.general import general_labels
+from streams.photograph import photograph
 from streams.stream import Stream, open_stream
 
 from .foundation import open_foundation, test_rows
@@ -72,6 +73,7 @@ class Site:
         for model in experiment.models:
             options = {key: value for key, value in model.items() if key != "name"}
             architectures.append(Architecture(model["name"], stream.shape, stream.classes, options))
+        params = kind.Params(**experiment.method_parameters)
         setting = Setting(
             tuple(architectures),
             experiment.train,
@@ -79,12 +81,14 @@ class Site:
             stream.clients,
             stream.experiences,
             self.device,
-            lambda: self.load(stream.public()),
-            self.outside,
-            lambda: self.foundation,
-            stream.task_aware,
+            public=lambda: self.load(stream.public()),
+            outside=self.outside,
+            picture=lambda name: photograph(name, self.place.root),
+            oracle=(lambda experience: self.data(CENTRE, experience)) if kind.is_oracle(params) else None,
+            foundation=lambda: self.foundation,
+            task_aware=stream.task_aware,
         )
-        return kind(kind.Params(**experiment.method_parameters), setting)
+        return kind(params, setting)
 
     @cached_property
     def foundation(self) -> Foundation:
@@ -164,10 +168,14 @@ class Site:
         stream = self.stream
         return stream.seen_by_all(experience) if client == CENTRE else stream.seen(client, experience)
 
-    def candidates(self, client: int, trained: int, tested: int) -> tuple[int, ...]:
-        """The classes among which samples of experience `tested` are predicted after experience `trained`."""
+    def candidates(self, client: int, trained: int, tested: int, told: bool = False) -> tuple[int, ...]:
+        """The classes among which samples of experience `tested` are predicted after experience `trained`.
+
+        Args:
+            told: the model knows the experience, whether the stream says it or not.
+        """
         stream = self.stream
-        if not stream.task_aware:
+        if not (stream.task_aware or told):
             return self.seen(client, max(trained, tested))
         return stream.classes_in(tested) if client == CENTRE else stream.classes_of(client, tested)
 

@@ -101,10 +101,15 @@ class Store:
     def write(self, kind: str, data: bytes) -> Ref:
         """Stores bytes under their digest; a reader never sees half a file."""
         ref = Ref(kind, hashlib.sha256(data).hexdigest(), len(data))
-        path = f"{self.path}/{ref.name}"
+        self.write_as(ref.name, data)
+        return ref
+
+    def write_as(self, name: str, data: bytes) -> None:
+        """Stores bytes under a name, in place of what was there; a reader never sees half a file."""
+        path = f"{self.path}/{name}"
         if not self.local:
             self.fs.pipe_file(path, data)  # object stores publish an object only when it is complete
-            return ref
+            return
         temporary = Path(f"{path}.{uuid.uuid4().hex}.tmp")
         try:
             temporary.write_bytes(data)
@@ -112,7 +117,6 @@ class Store:
             temporary.parent.mkdir(parents=True, exist_ok=True)
             temporary.write_bytes(data)
         os.replace(temporary, path)
-        return ref
 
     def put(self, kind: str, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Ref:
         return self.write(kind, encode(tensors, header))
@@ -146,6 +150,29 @@ class Store:
                     self._memory.popitem(last=False)
         return content
 
+    def keep(self, key: str, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+        """Keeps the state of a work that is not done under its key, in place of an earlier one."""
+        before = self._kept(key)
+        ref = self.put("works", tensors, header)
+        self.write_as(f"works/{key}", json.dumps(ref).encode())
+        if before and before != ref:
+            self.fs.rm(f"{self.path}/{before.name}")
+
+    def kept(self, key: str) -> Content | None:
+        """What `keep` kept last, or None; a state that is damaged is none: the work begins anew."""
+        ref = self._kept(key)
+        try:
+            return self.get(ref) if ref else None
+        except DamagedFile:
+            return None
+
+    def _kept(self, key: str) -> Ref | None:
+        try:
+            kind, digest, size = json.loads(self.fs.cat_file(f"{self.path}/works/{key}"))
+        except (FileNotFoundError, ValueError, TypeError):
+            return None
+        return Ref(kind, digest, size)
+
     def move(self, ref: Ref, kind: str) -> None:
         """Puts a file under another kind."""
         self.fs.makedirs(f"{self.path}/{kind}", exist_ok=True)
@@ -167,5 +194,5 @@ class Store:
 
     def clear(self) -> None:
         """Deletes everything but what was refused."""
-        for kind in ("states", "broadcasts", "uploads"):
+        for kind in ("states", "broadcasts", "uploads", "works"):
             self.keep_only(kind, ())

@@ -10,6 +10,7 @@ from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from torch import nn
 
 from methods import CENTRE, Moment
 from methods.training import Client
@@ -43,6 +44,7 @@ class Trained:
     loss: float = float("nan")
     seconds: float = 0.0
     accuracies: list[dict[str, Any]] = field(default_factory=list)  # of the model before fusion, see `before_fusion`
+    curves: list[dict[str, Any]] = field(default_factory=list)  # what the method watched, see `Client.watch`
     error: str = ""
     trace: str = ""
 
@@ -66,6 +68,15 @@ def train_one(site: Site, moment: Moment, assignment: Assignment, last_round: bo
     number, method = assignment.client, site.method
     own = site.own(number, moment)
     data = site.data(number, own.experience)
+    curves: list[dict[str, Any]] = []
+
+    def watch(training: str, epoch: int, model: nn.Module) -> None:
+        test = site.test(number, own.experience)
+        if len(test):
+            correct = accuracy(model, test, site.candidates(number, own.experience, own.experience))
+            place = {"client": number, "experience": own.experience, "round": own.round}
+            curves.append({**place, "training": training, "epoch": epoch, "accuracy": correct, "samples": len(test)})
+
     client = Client(
         id=number,
         moment=own,
@@ -76,6 +87,7 @@ def train_one(site: Site, moment: Moment, assignment: Assignment, last_round: bo
         task_aware=site.stream.task_aware,
         state=site.read(assignment.state) if assignment.state else method.start_client(number),
         received=site.read(assignment.broadcast) if assignment.broadcast else None,
+        watch=watch,
     )
     update = method.train(client)
     upload = None
@@ -92,6 +104,7 @@ def train_one(site: Site, moment: Moment, assignment: Assignment, last_round: bo
         loss=update.loss,
         seconds=time.perf_counter() - started,
         accuracies=before_fusion(site, number, moment.experience, own.experience, update.model) if last_round else [],
+        curves=curves,
     )
 
 

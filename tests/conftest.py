@@ -81,6 +81,8 @@ def small_project(tmp_path_factory):
     params["model"] = {"name": "mlp", "width": 16}
     params["train"] |= {"rounds": 2, "local_epochs": 1, "batch_size": 16}
     params["methods"]["feddf"] |= {"steps": 5, "batch_size": 64}
+    for name in ("dac", "dmc"):
+        params["methods"][name]["consolidation"] |= {"iterations": 4, "batch_size": 8}
     params["methods"]["fedcurv"] |= {"fisher_samples": 16}
     params["foundation"] |= {"network": {"name": "mlp", "width": 40, "depth": 1}}
     params["foundation"]["pretraining"] |= {"epochs": 10, "learning_rate": 0.005}

@@ -9,7 +9,8 @@ import yaml
 
 import methods
 from errors import InputError
-from parameters import RunParameters, experiment, project_root, read
+from parameters import experiment, project_root, read
+from run_parameters import RunParameters
 from streams.parameters import Partition, StreamParameters
 from streams.stream import build
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 import methods
 from methods import Message, State
-from methods.base import _methods, register, weighted_mean
+from methods.aggregation import weighted_mean
+from methods.base import _methods, register
 from methods.fedavg import FedAvg
 from methods.training import LocalData, TrainParameters, cross_entropy, distillation, to_float
 from tasks.store import encode
