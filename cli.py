@@ -119,13 +119,19 @@ def print_stream(built) -> None:
 
 
 @app.command()
-def foundation(name: Annotated[str, typer.Argument(metavar="STREAM", help="a stream of params.yaml")]) -> None:
+def foundation(
+    name: Annotated[str, typer.Argument(metavar="STREAM", help="a stream of params.yaml")],
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="a key of foundation or streams: foundation.seed=1"),
+    ] = None,
+) -> None:
     """Make (if needed) and describe the foundation model of a stream, and register it in MLflow."""
     with settings.importing():
         from flows.foundation import prepare
         from parameters import project_root
 
-    prepare(name, project_root(), console)
+    prepare(name, project_root(), console, sets or [])
 
 
 @app.command()

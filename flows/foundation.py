@@ -1,7 +1,7 @@
 """A foundation model, made and made known: `fcl foundation STREAM`, a DVC stage of its own.
 
 MLflow has one run for every foundation model, with its accuracy in the general tasks, and a registered model
-`foundation-STREAM`:
+`foundation-FOLDER`, after the model's folder in built/foundations: STREAM, or STREAM-DIGEST where `--set` changed it.
 
     model = mlflow.pyfunc.load_model("models:/foundation-digits/latest")
     features = model.predict(images)        # uint8 (n, channels, height, width) -> float32 (n, width)
@@ -10,12 +10,14 @@ MLflow has one run for every foundation model, with its accuracy in the general 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from contextlib import chdir
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from errors import InputError
 from models.foundation import FoundationParameters
 from parameters import foundation_parameters, read, stream_parameters
 from run_parameters import RunParameters
@@ -25,27 +27,47 @@ from tasks.files import write_json
 from tasks.foundation import Built
 from tasks.foundation import build as make
 from tasks.results import read_json
+from tasks.run import built_name, foundation_name
 from tasks.site import resolve_device
 from validation import checked
 
 
-def prepare(stream: str, root: Path, console: Console) -> None:
-    """Makes the stream's foundation model if need be, tells MLflow of it, and describes it."""
-    params = read(root)
-    built_stream = build(stream, stream_parameters(params, stream), root)
-    parameters = foundation_parameters(params, stream)
+def prepare(stream: str, root: Path, console: Console, sets: Sequence[str] = ()) -> None:
+    """Makes the stream's foundation model if need be, tells MLflow of it, and describes it.
+
+    Args:
+        sets: `KEY=VALUE` strings of the sections `foundation` and `streams`; `fcl run` with the same ones finds the
+            model that they make.
+    Raises:
+        InputError: a key of another section, or what `read` and the builders refuse.
+    """
+    params = read(root, sets)
+    for each in sets:
+        if each.partition(".")[0] not in ("foundation", "streams"):
+            raise InputError(f"--set {each}: fcl foundation takes keys of the sections foundation and streams")
+    about, parameters = stream_parameters(params, stream), foundation_parameters(params, stream, sets)
+    place = built_name(stream, about, root)
+    built_stream = build(place, about, root)
     device = resolve_device(checked(RunParameters, params["run"], "run").device)
-    built = make(stream, parameters, built_stream, root, device)
+    built = make(foundation_name(stream, place, parameters, root), parameters, built_stream, root, device)
     describe(built, parameters, console)
     # Who was told of this very model. Streams that differ in their clients alone have the same one.
-    known = root / "runs" / "foundations" / f"{stream}-{built.record['digest']}.json"
+    known = root / "runs" / "foundations" / f"{built.folder.name}-{built.record['digest']}.json"
     uri = tracking_uri(root)
-    if not known.exists() or read_json(known)["uri"] != uri:
+    told = read_json(known) if known.exists() else {}
+    if told.get("uri") != uri or "version" not in told:
         try:
-            write_json(known, {"uri": uri, "run_id": log(built, stream, parameters, root)})
+            told = {"uri": uri, **log(built, stream, parameters, root)}
         except Exception as error:  # whatever keeps the tracking server from answering: the model is made
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             console.print(f"[yellow]note:[/] MLflow was not told ({reason}); repeat the command to tell it")
+            return
+        write_json(known, told)
+    console.print(
+        f"registered in MLflow: models:/{told['model']}/{told['version']}",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def describe(built: Built, parameters: FoundationParameters, console: Console) -> None:
@@ -63,8 +85,8 @@ def describe(built: Built, parameters: FoundationParameters, console: Console) -
         console.print(table)
 
 
-def log(built: Built, stream: str, parameters: FoundationParameters, root: Path) -> str:
-    """Logs and registers the model in MLflow; the run's id."""
+def log(built: Built, stream: str, parameters: FoundationParameters, root: Path) -> dict[str, str]:
+    """Logs and registers the model in MLflow; the registered `model`, its `version` and the `run_id`."""
     import mlflow.pyfunc
     import numpy as np
     from mlflow.exceptions import MlflowException
@@ -73,11 +95,11 @@ def log(built: Built, stream: str, parameters: FoundationParameters, root: Path)
 
     from .conduct import flat
 
-    name, record = f"foundation-{stream}", built.record
+    experiment, name, record = f"foundation-{stream}", f"foundation-{built.folder.name}", built.record
     with chdir(root), tempfile.TemporaryDirectory() as place:  # a local database's artifacts lie under this folder
         client = MlflowClient(tracking_uri=tracking_uri(root))
-        experiment = client.get_experiment_by_name(name)
-        where = experiment.experiment_id if experiment else client.create_experiment(name)
+        found = client.get_experiment_by_name(experiment)
+        where = found.experiment_id if found else client.create_experiment(experiment)
         run = client.create_run(where, run_name=parameters.source, tags={"stream": stream, "digest": record["digest"]})
         run_id = run.info.run_id
         for key, value in flat(parameters.model_dump(mode="json")).items():
@@ -101,6 +123,6 @@ def log(built: Built, stream: str, parameters: FoundationParameters, root: Path)
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         source = f"{client.get_run(run_id).info.artifact_uri}/model"
-        client.create_model_version(name, source, run_id)
+        version = client.create_model_version(name, source, run_id).version
         client.set_terminated(run_id)
-    return run_id
+    return {"model": name, "version": str(version), "run_id": run_id}

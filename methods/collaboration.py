@@ -30,11 +30,17 @@ class Collaboration(FineTuning):
     surrogate: SurrogateParameters = Field(default_factory=SurrogateParameters, description="D_s, see there")
 
     def check(self, setting: Setting) -> None:
-        """What these parameters ask of the networks.
+        """What these parameters ask of the networks and of each other.
 
         Raises:
-            InputError: the average without one network and weights, or an adapter to train where there is none.
+            InputError: a psi that assists and that nobody teaches, the average without one network and weights, or
+                an adapter to train where there is none.
         """
+        if self.classifier == "psi" and self.fusion not in ("r1", "both"):
+            raise InputError(
+                "methods.large_small.classifier: psi needs fusion: r1 or both, which teach it (got fusion: "
+                f"{self.fusion})"
+            )
         networks = setting.architectures
         if self.fusion == "average" and (len(networks) > 1 or self.send == "logits"):
             raise InputError(

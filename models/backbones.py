@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from errors import InputError
 from randomness import generator
 
 from .foundation import Backbone, FoundationParameters
@@ -42,8 +44,11 @@ def untrained(parameters: FoundationParameters, shape: tuple[int, ...]) -> Backb
     """
     options = {key: value for key, value in parameters.network.items() if key != "name"}
     name = parameters.network["name"]
-    architecture = Architecture(name, shape, 2, check(name, options))
-    network = architecture.load(architecture.initial(generator(parameters.seed, "foundation", "network")))
+    try:
+        architecture = Architecture(name, shape, 2, check(name, options))
+        network = architecture.load(architecture.initial(generator(parameters.seed, "foundation", "network")))
+    except InputError as error:  # it speaks of the section `model`
+        raise InputError(re.sub(r"\bmodel\.", "foundation.network.", str(error))) from None
     return OwnNetwork(architecture, network)
 
 

@@ -13,7 +13,9 @@ from pathlib import Path
 
 from errors import InputError
 from methods import Moment
+from models.foundation import FoundationParameters
 from parameters import Experiment, foundation_parameters, read, stream_parameters
+from streams.parameters import StreamParameters
 from streams.stream import build, open_stream
 
 from .checkpoint import Progress, RunFolder, differences
@@ -62,7 +64,7 @@ class Run:
         check_out(self.out, experiment)
         folder = run_folder(experiment, root, self.out)
         folder.check(self.resume)
-        stream = built_name(experiment, root)
+        stream = built_name(experiment.stream, experiment.stream_parameters, root)
         build(stream, experiment.stream_parameters, root)
         store = experiment.run.store
         where = f"{store}/{folder.path.name}/store" if "://" in store else str(folder.path / "store")
@@ -159,33 +161,34 @@ def run_folder(experiment: Experiment, root: Path, out: Path) -> RunFolder:
     return RunFolder(root / ("runs" if "://" in store else store) / key, experiment)
 
 
-def built_name(experiment: Experiment, root: Path) -> str:
+def built_name(name: str, parameters: StreamParameters, root: Path) -> str:
     """The stream's own name if it is as in params.yaml, else one of its own.
 
     A run with `--set streams.NAME...` must not change the stream that others use and that DVC versions.
     """
-    params, name = read(root), experiment.stream
-    if name in params["streams"] and stream_parameters(params, name) == experiment.stream_parameters:
+    params = read(root)
+    if name in params["streams"] and stream_parameters(params, name) == parameters:
         return name
-    digest = hashlib.sha256(experiment.stream_parameters.model_dump_json().encode()).hexdigest()
-    return f"{name}-{digest[:8]}"
+    return f"{name}-{hashlib.sha256(parameters.model_dump_json().encode()).hexdigest()[:8]}"
 
 
 def foundation_of(experiment: Experiment, root: Path) -> Built | None:
-    """The experiment's foundation model, made if need be; None where its method works without one.
-
-    It lies under its stream's name, unless `--set` gave it parameters of its own.
-    """
+    """The experiment's foundation model, made if need be; None where its method works without one."""
     if not experiment.foundation:
         return None
-    stream = name = built_name(experiment, root)
-    params = read(root)
-    known = experiment.stream in params["streams"]  # not where an old result is verified
-    if not known or foundation_parameters(params, experiment.stream) != experiment.foundation:
-        digest = hashlib.sha256(experiment.foundation.model_dump_json().encode()).hexdigest()
-        name = f"{stream}-{digest[:8]}"
+    stream = built_name(experiment.stream, experiment.stream_parameters, root)
+    name = foundation_name(experiment.stream, stream, experiment.foundation, root)
     device = resolve_device(experiment.run.device)
     return build_foundation(name, experiment.foundation, open_stream(stream, root), root, device)
+
+
+def foundation_name(stream: str, built: str, parameters: FoundationParameters, root: Path) -> str:
+    """The folder of a foundation model: that of its stream (`built`), unless `--set` gave it parameters of its own."""
+    params = read(root)
+    known = stream in params["streams"]  # not where an old result is verified
+    if known and foundation_parameters(params, stream) == parameters:
+        return built
+    return f"{built}-{hashlib.sha256(parameters.model_dump_json().encode()).hexdigest()[:8]}"
 
 
 def finished_results(out: Path) -> dict | None:

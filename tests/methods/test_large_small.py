@@ -515,11 +515,6 @@ def test_what_psi_was_never_taught_it_does_not_teach(assists_on, laboratory, cli
     assert not same(nothing, old)
 
 
-def test_without_a_taught_psi_features_help_in_every_experience(played):
-    lab = played("large_small", sets=own(classifier="psi", fusion="r2"))
-    assert lab.client(0).part("projection") and not lab.client(0).part("psi")
-
-
 def test_the_feature_term_by_hand(laboratory, client_of):
     lab = laboratory("large_small", sets=own(alpha=0.3))
     client, draw = client_of(lab, 0), generator(0, "by hand")
@@ -742,6 +737,15 @@ def test_labels_of_the_public_samples_are_looked_at_only_where_it_is_said(labora
 
 
 # what is refused
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_a_psi_that_assists_must_be_taught(fusion, laboratory):
+    if fusion in ("r1", "both"):
+        laboratory("large_small", sets=own(classifier="psi", fusion=fusion))
+        return
+    with pytest.raises(InputError, match=rf"large_small\.classifier: psi needs fusion: r1 or both.*fusion: {fusion}\)"):
+        laboratory("large_small", sets=own(classifier="psi", fusion=fusion))
 
 
 @pytest.mark.parametrize("more", ["models=[{name: mlp, width: 16}, {name: mlp, width: 24}]", OWN + "send=logits"])

@@ -395,6 +395,41 @@ def test_another_model_is_another_version(alone, command):
     assert len(client(alone).search_model_versions("name='foundation-digits'")) == 2, "the first is known"
 
 
+def test_set_makes_the_model_that_a_run_with_the_same_set_finds(alone, command, inputs):
+    sets = ["foundation.seed=5", "streams.digits.partition.alpha=0.7"]
+    command("foundation", "digits")
+    before = (place("digits", alone) / "foundation.json").read_bytes()
+    status, said, error = command("foundation", "digits", *[part for each in sets for part in ("--set", each)])
+    assert (status, error) == (0, "")
+    spec = experiment("large_small", "digits", 0, sets, alone, device="cpu")
+    found = foundation_of(spec, alone)
+    assert not found.new and found.folder.name in said and found.folder.name.startswith("digits-")
+    assert found.record["parameters"]["seed"] == 5
+    assert (place("digits", alone) / "foundation.json").read_bytes() == before
+    assert f"models:/foundation-{found.folder.name}/1" in said
+    with mlflow_of(alone) as mlflow:
+        model = mlflow.pyfunc.load_model(f"models:/foundation-{found.folder.name}/1")
+    own = all_features(open_foundation(found.folder), LocalData(inputs, np.zeros(len(inputs), dtype=np.int64))).numpy()
+    assert np.array_equal(model.predict(inputs), own)
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("train.rounds=2", "--set train.rounds=2: fcl foundation takes keys of the sections foundation and streams"),
+        ("models=[cnn]", "--set models=[cnn]: fcl foundation takes keys of the sections foundation and streams"),
+        ("foundation.sed=2", "no key 'foundation.sed'; did you mean seed"),
+        (
+            "foundation.network={name: vit_tiny, width: 64, heads: 3}",
+            "foundation.network.heads must divide foundation.network.width (got 3 heads, width 64)",
+        ),
+    ],
+)
+def test_what_the_command_does_not_take_is_refused_in_one_line(command, key, said):
+    status, out, error = command("foundation", "digits", "--set", key)
+    assert (status, out, error.count("\n")) == (2, "", 1) and error.startswith(f"error: {said}")
+
+
 @pytest.mark.parametrize(
     ("stream", "said"), [("digit", "no stream 'digit'; did you mean digits"), ("", "no stream ''")]
 )
