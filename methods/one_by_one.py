@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from validation import Section
 
 from .state import State
-from .training import LocalData, cross_entropy, distillation
+from .training import LocalData, cross_entropy, cuts, distillation
 
 Weights = Literal["similarity", "uniform", "overlap"]
 Order = Literal["similar_first", "similar_last", "random"]
@@ -121,12 +122,6 @@ def heard(data: LocalData, lesson: Lesson, by_class: bool) -> Tensor:
     return rows if len(rows) > 1 else rows[:0]
 
 
-def minibatches(rows: Tensor, size: int) -> list[Tensor]:
-    """`rows` in parts of `size`; a last single row joins the part before it, as in `LocalData.batches`."""
-    parts = list(rows.split(size))
-    return [*parts[:-2], torch.cat(parts[-2:])] if len(parts) > 1 and len(parts[-1]) == 1 else parts
-
-
 def learn(
     student: Callable[[Tensor], Tensor],
     learns: Sequence[nn.Parameter],
@@ -160,8 +155,9 @@ def learn(
         before = anchor()
         known, taught = before.index, lesson.index
         for _ in range(lesson.visits * parameters.epochs):
-            for batch in minibatches(rows[torch.randperm(len(rows), generator=draw)], parameters.batch_size):
-                batch = batch.to(data.labels.device)
+            order = rows[torch.randperm(len(rows), generator=draw)].to(data.labels.device)
+            for start, end in pairwise(cuts(len(rows), parameters.batch_size)):
+                batch = order[start:end]
                 logits = student(batch)
                 loss = lesson.weight * distillation(logits, lesson.logits[batch], taught, tau)
                 if parameters.mu and known:

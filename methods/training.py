@@ -56,6 +56,14 @@ def to_float(images: Tensor) -> Tensor:
     return images.float().div_(127.5).sub_(1)
 
 
+def cuts(count: int, size: int) -> list[int]:
+    """Where minibatches of `size` begin in `count` samples, and where the last one ends; see `LocalData.batches`."""
+    places = [*range(0, count, size), count]
+    if len(places) > 2 and places[-1] - places[-2] == 1:
+        del places[-2]
+    return places
+
+
 class LocalData:
     """The samples of one client in one experience, kept as uint8; images are turned to float batch by batch.
 
@@ -80,15 +88,8 @@ class LocalData:
         """
         order = torch.arange(len(self)) if order is None else order
         order = order.to(self.labels.device)
-        for start, end in pairwise(self.cuts(size)):
+        for start, end in pairwise(cuts(len(self), size)):
             yield self.batch(order[start:end])
-
-    def cuts(self, size: int) -> list[int]:
-        """Where the minibatches of one pass begin, and where the last one ends."""
-        cuts = [*range(0, len(self), size), len(self)]
-        if len(cuts) > 2 and cuts[-1] - cuts[-2] == 1:
-            del cuts[-2]
-        return cuts
 
     def batch(self, rows: Tensor) -> Batch:
         """The samples `rows` as a network takes them."""
@@ -202,7 +203,7 @@ def fit(
         adjust: called with the model between backward and step, to change its gradients in place.
         watch: called before the first epoch and after each with the number of epochs done.
     """
-    in_pass = len(client.data.cuts(train.batch_size)) - 1
+    in_pass = len(cuts(len(client.data), train.batch_size)) - 1
     if watch:
         watch(0)
     model.train()

@@ -18,18 +18,19 @@ def stages(model: Classifier) -> list[nn.Module]:
     """The modules with which a network's stages end, first to last.
 
     A residual network has four of its own; of a row of blocks (transformers, MobileNetV2) every quarter is one; of a
-    plain sequence every layer with parameters begins one, which ends before the next.
+    plain sequence every layer with parameters begins one, which ends before the next; what comes before the first
+    (flattening) is none.
     """
     if isinstance(getattr(model, "stages", None), nn.ModuleList):
         return list(model.stages)
     if isinstance(getattr(model, "blocks", None), nn.Sequential | nn.ModuleList):
         blocks = list(model.blocks)
-        return [blocks[(part + 1) * len(blocks) // FEW - 1] for part in range(FEW) if len(blocks) > part] or blocks
+        return blocks if len(blocks) < FEW else [blocks[(part + 1) * len(blocks) // FEW - 1] for part in range(FEW)]
     ends: list[nn.Module] = []
     for each in model.body:
-        if layers(each) or not ends:
+        if layers(each):
             ends.append(each)
-        else:
+        elif ends:
             ends[-1] = each
     return ends
 

@@ -155,7 +155,7 @@ class Store:
         before = self._kept(key)
         ref = self.put("works", tensors, header)
         self.write_as(f"works/{key}", json.dumps(ref).encode())
-        if before and before != ref:
+        if before and before != ref and self.fs.exists(f"{self.path}/{before.name}"):
             self.fs.rm(f"{self.path}/{before.name}")
 
     def kept(self, key: str) -> Content | None:

@@ -58,6 +58,7 @@ STREAMS = {
             "network": {"name": "text_transformer", "vocabulary": 64, "tokens": 8, "width": 8, "heads": 2, "depth": 1},
         },
     },
+    "devices": DIGITS | {"scenario": "self-centred", "arrival": "round-robin", "partition": {"kind": "iid"}},
     "skewed": DIGITS | {"partition": {"kind": "dirichlet", "alpha": 0.02}, "seed": 9},  # some have nothing at times
 }
 
