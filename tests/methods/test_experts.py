@@ -42,7 +42,7 @@ def last(states) -> State:
 
 @pytest.fixture
 def followed(laboratory):
-    """Plays an experiment; keeps all uploads and broadcasts (`experts`, `starts`), and `models`, the centre's so far."""
+    """Plays an experiment; keeps all uploads and broadcasts (`experts`, `starts`) and the centre's `models` so far."""
 
     def play(method: str, stream: str = "digits", *sets: str):
         lab = laboratory(method, stream, sets=list(sets))
