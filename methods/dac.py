@@ -8,7 +8,7 @@ from pydantic import Field
 
 from validation import Section
 
-from .base import Setting, register
+from .base import register
 from .consolidation import Teacher, consolidate
 from .consolidation_data import DataParameters, images
 from .consolidation_parameters import LatentParameters
@@ -33,10 +33,6 @@ class DAC(Experts):
         consolidation: LatentParameters = Field(
             default_factory=LatentParameters, description="the double distillation at the centre"
         )
-
-    def __init__(self, params: Params, setting: Setting) -> None:
-        super().__init__(params, setting)
-        self._images: tuple[int, object] | None = None
 
     @classmethod
     def is_oracle(cls, params: Section) -> bool:

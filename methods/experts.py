@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -17,6 +17,8 @@ from .base import Method, Upload
 from .state import Message, Moment, State, prefixed
 from .surrogate import mask
 from .training import Batch, Client, Update, cross_entropy, fit
+
+Objective = Callable[[nn.Module, Batch], Tensor]
 
 
 class Experts(Method):
@@ -54,26 +56,35 @@ class Experts(Method):
             draw = generator(self.setting.seed, "client", client, *moment, "stale")
             ages[client] = int(torch.randint(0, most + 1, (), generator=draw))
         for age in set(ages.values()):
-            tensors = server.part(f"past-{age}" if age else "model")
-            messages[age] = Message(prefixed("model", tensors), {"added": server.values["added"]})
+            messages[age] = Message(self.held(server, age), {"added": server.values["added"]})
         return {client: messages[ages[client]] for client in clients}
+
+    def held(self, server: State, age: int) -> Mapping[str, Tensor]:
+        """What goes down to a device: the model, or the one of `age` consolidations before."""
+        return prefixed("model", server.part(f"past-{age}" if age else "model"))
 
     def train(self, client: Client) -> Update:
         model = self.setting.load(client.received.part("model"))
-        loss, steps = self.adapt(client, model, "consolidated")
+        loss, steps = self.adapt(client, model, "consolidated", self.objective(client))
         if self.params.transfer and client.received.values["added"]:
-            self.adapt(client, self.setting.load(self.setting.initial_model()), "scratch")
+            scratch = self.setting.load(self.setting.initial_model())
+            self.adapt(client, scratch, "scratch", Experts.objective(self, client))
         sent = {**prefixed("model", model.state_dict()), "classes": mask(client.classes, len(self.empty))}
         return Update(State(), Message({**sent, **self.besides(client, model)}), model, loss, steps)
 
-    def adapt(self, client: Client, model: nn.Module, start: str) -> tuple[float, int]:
-        """The device's own training, in place: cross-entropy over the classes of its task."""
+    def adapt(self, client: Client, model: nn.Module, start: str, loss: Objective) -> tuple[float, int]:
+        """The device's own training, in place."""
+        watch = client.watch if self.params.transfer and client.received.values["added"] else None
+        observe = watch and (lambda epoch: watch(start, epoch, model))
+        return fit(model, client, self.setting.train, loss, watch=observe)
+
+    def objective(self, client: Client) -> Objective:
+        """The device's loss: cross-entropy over the classes of its task, C_t."""
 
         def loss(model: nn.Module, batch: Batch) -> Tensor:
             return cross_entropy(model(batch.inputs), batch.labels, client.classes)
 
-        watch = client.watch if self.params.transfer and client.received.values["added"] else None
-        return fit(model, client, self.setting.train, loss, watch=watch and (lambda epoch: watch(start, epoch, model)))
+        return loss
 
     def besides(self, client: Client, model: nn.Module) -> Mapping[str, Tensor]:
         """What a device hands in besides its expert. Default: nothing."""
@@ -91,6 +102,9 @@ class Experts(Method):
             raise ValueError("an expert has trained on a class (classes names none)")
 
     # the centre
+
+    def fusion_jobs(self, clients: Sequence[int], moment: Moment) -> tuple[str, ...]:
+        return ("experts",)
 
     def fuse_on(
         self, job: str, server: State, uploads: Sequence[Upload], moment: Moment, begun: State | None
@@ -119,6 +133,7 @@ class Experts(Method):
         tensors = {**after.tensors, "seen": before.tensors["seen"] | message.tensors["classes"]}
         for age in range(1, min(self.params.stale, before.values["added"]) + 1):
             tensors |= prefixed(f"past-{age}", before.part("model" if age == 1 else f"past-{age - 1}"))
+            tensors[f"seen-{age}"] = before.tensors["seen" if age == 1 else f"seen-{age - 1}"]
         return State(tensors, {**before.values, "added": before.values["added"] + 1})
 
     def first(self, server: State, message: Message) -> State:

@@ -134,7 +134,8 @@ def fuse_round(run: Run, moment: Moment, verdicts: Sequence[Verdict], last: bool
         return server
     names = run.site.method.fusion_jobs([verdict.client for verdict in files], moment) if files else ()
     if len(names) <= 1:
-        return finish([Job(run, "fuse uploads", moment, fuse_all, server, files, moment, last, every)])[0]
+        what = "fuse uploads" if names in ((), ("all",)) else f"fuse {names[0]}"
+        return finish([Job(run, what, moment, fuse_all, server, files, moment, last, every)])[0]
     parts = fuse_parts(run, names, server, files, moment)
     return finish([Job(run, f"join {len(parts)} parts", moment, join, server, parts, moment, last)])[0]
 

@@ -12,12 +12,13 @@ from methods import State
 from methods.state import prefixed
 from models import Architecture
 from models.adapted import Adapted, ClassMeans, Collaborative
-from models.experts import MostConfident
+from models.experts import Averaged, LeastEntropy, MostConfident
 from models.foundation import Foundation
 from models.prototypes import NearestPrototype
 
 from .foundation import open_foundation
 
+SEVERAL = {"most confident": MostConfident, "averaged": Averaged, "least entropy": LeastEntropy}  # of experts
 BACKBONE = "backbone"  # the folder beside the models where the run's foundation model lies, once for all of them
 
 
@@ -46,8 +47,9 @@ def _content(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
     kind: dict[str, Any] = {"classifier": "head"}
     if isinstance(model, NearestPrototype):
         kind = {"classifier": "nearest prototype", "normalise": model.normalise}
-    if isinstance(model, MostConfident):
-        kind = {"classifier": "most confident"}
+    for name, several in SEVERAL.items():
+        if type(model) is several:
+            kind = {"classifier": name}
     return model.state_dict(), kind
 
 
@@ -67,9 +69,9 @@ def _restored(
     own, kind = State(tensors), about["classifier"]
     if kind == "head":
         return architecture.load(tensors)
-    if kind == "most confident":
+    if kind in SEVERAL:
         networks = [architecture.load(own.part(f"networks.{place}")) for place in range(len(tensors["known"]))]
-        return MostConfident(networks, tensors["known"])
+        return SEVERAL[kind](networks, tensors["known"])
     if kind == "nearest prototype":
         network = architecture.load(own.part("network"))
         return NearestPrototype(network, tensors["prototypes"], tensors["known"], about["normalise"])
