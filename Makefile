@@ -37,7 +37,7 @@ baselines: setup
 	@fcl compare --stream digits
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 ui: setup
 	@$(BIN)/python -m flows.ui
