@@ -52,14 +52,23 @@ def targets(logits: tuple[Tensor, Tensor], known: tuple[Tensor, Tensor], how: No
 
 
 def projection(kind: Projection, width: int, draw: torch.Generator) -> nn.Module:
-    """P: (batch, width) -> (batch, width), freshly drawn."""
+    """P: (batch, width) -> (batch, width).
+
+    A linear one starts as the identity: student and teachers have one ancestor, and what a freshly drawn P asks for
+    first is to undo it, which costs the student its features [ours, checked: docs/methods/dac.md]. An MLP is drawn.
+    """
     if kind == "none":
         return nn.Identity()
     with torch.device("meta"):
         linear = [nn.Linear(width, width)]
         layers = linear if kind == "linear" else [*linear, nn.ReLU(), nn.Linear(width, width)]
         made = nn.Sequential(*layers)
-    return initialise(made, draw)
+    made = initialise(made, draw)
+    if kind == "linear":
+        with torch.no_grad():
+            made[0].weight.copy_(torch.eye(width))
+            made[0].bias.zero_()
+    return made
 
 
 def consolidate(

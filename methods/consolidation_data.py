@@ -111,4 +111,5 @@ def images(parameters: DataParameters, setting: Setting, experience: int) -> Ima
         about = "; streams.*.public is the fraction that no client holds" if source == "public" else ""
         raise InputError(f"methods.*.data.source: {source} holds no samples{about}")
     order = generator(setting.seed, "consolidation", "samples")
-    return Sampled(data, setting.train.augmentation, order, parameters.samples)
+    cut = source.startswith("image:")  # crops are varied enough
+    return Sampled(data, Augmentation() if cut else setting.train.augmentation, order, parameters.samples)

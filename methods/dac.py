@@ -8,9 +8,9 @@ from pydantic import Field
 
 from validation import Section
 
-from .base import register
+from .base import Setting, register
 from .consolidation import Teacher, consolidate
-from .consolidation_data import DataParameters, images
+from .consolidation_data import DataParameters, Images, images
 from .consolidation_parameters import LatentParameters
 from .experts import Experts
 from .state import Message, State, prefixed
@@ -38,14 +38,26 @@ class DAC(Experts):
     def is_oracle(cls, params: Section) -> bool:
         return params.data.source == "original" and params.data.allow_oracle
 
+    def __init__(self, params: Params, setting: Setting) -> None:
+        super().__init__(params, setting)
+        self._images: Images | None = None
+
+    def images(self, experience: int) -> Images:
+        """The consolidation data, read once; an oracle's are others in every experience."""
+        if self.params.data.source == "original":
+            return images(self.params.data, self.setting, experience)
+        if self._images is None:
+            self._images = images(self.params.data, self.setting, experience)
+        return self._images
+
     def start(self) -> State:
-        images(self.params.data, self.setting, 0)  # what is wrong with the source is said before any training
+        self.images(0)  # what is wrong with the source is said before any training
         return super().start()
 
     def add(self, server: State, message: Message, names: tuple, begun: State | None) -> Iterator[State]:
         previous = Teacher(server.part("model"), server.tensors["seen"])
         expert = Teacher(message.part("model"), message.tensors["classes"])
-        source = images(self.params.data, self.setting, names[0])
+        source = self.images(names[0])
         about = self.params.consolidation
         for work in consolidate(previous, expert, source, about, self.setting, ("consolidation", *names), begun):
             if work.values["iteration"] < about.iterations:

@@ -16,7 +16,8 @@ class DMC(DAC):
         f_t <- argmin 1/|C| || s(x) - y(x) ||^2        y: both teachers' logits, each minus its mean
 
     DAC with lambda = 0. [field] Zhang et al., Class-incremental Learning via Deep Model Consolidation, WACV 2020: the
-    double distillation loss with normalised logits on auxiliary data. [ours] the student starts from the last model as
+    double distillation loss on auxiliary data, whose normalisation is `normalise: mean`; the default `scaled` is DAC's,
+    so that the two differ in lambda alone. [ours] the student starts from the last model as
     DAC's does (the paper's starts anew: student: initial), and so do the devices.
     """
 

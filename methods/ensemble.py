@@ -9,10 +9,12 @@ import torch
 from torch import nn
 
 from models.experts import Averaged, LeastEntropy
+from validation import Section
 
 from .base import register
 from .experts import Experts
 from .state import Message, Moment, State, prefixed
+from .training import Client
 
 
 @register("ensemble")
@@ -25,6 +27,13 @@ class Ensemble(Experts):
     """
 
     asks: ClassVar[type[Averaged]] = Averaged
+    stale = 0
+
+    class Params(Section):
+        pass
+
+    def measures(self, client: Client) -> bool:
+        return False
 
     def broadcast(self, server: State, clients: Sequence[int], moment: Moment) -> Mapping[int, Message | None]:
         message = Message(prefixed("model", self.setting.initial_model()), {"added": 0})

@@ -44,12 +44,20 @@ class Experts(Method):
             True, description="also train each expert from scratch, to measure what the start from the model is worth"
         )
 
+    @property
+    def stale(self) -> int:
+        return self.params.stale
+
+    def measures(self, client: Client) -> bool:
+        """Whether transfer is measured: in the first round, when the model has not yet seen the device's new data."""
+        return self.params.transfer and client.received.values["added"] > 0 and client.moment.round == 0
+
     def start(self) -> State:
         seen = torch.zeros(self.setting.architecture.classes, dtype=torch.bool)
         return State({**prefixed("model", self.setting.initial_model()), "seen": seen}, {"added": 0})
 
     def broadcast(self, server: State, clients: Sequence[int], moment: Moment) -> Mapping[int, Message | None]:
-        most = min(self.params.stale, max(0, server.values["added"] - 1))
+        most = min(self.stale, max(0, server.values["added"] - 1))
         messages: dict[int, Message] = {}
         ages = {}
         for client in clients:
@@ -66,7 +74,7 @@ class Experts(Method):
     def train(self, client: Client) -> Update:
         model = self.setting.load(client.received.part("model"))
         loss, steps = self.adapt(client, model, "consolidated", self.objective(client))
-        if self.params.transfer and client.received.values["added"]:
+        if self.measures(client):
             scratch = self.setting.load(self.setting.initial_model())
             self.adapt(client, scratch, "scratch", Experts.objective(self, client))
         sent = {**prefixed("model", model.state_dict()), "classes": mask(client.classes, len(self.empty))}
@@ -74,7 +82,7 @@ class Experts(Method):
 
     def adapt(self, client: Client, model: nn.Module, start: str, loss: Objective) -> tuple[float, int]:
         """The device's own training, in place."""
-        watch = client.watch if self.params.transfer and client.received.values["added"] else None
+        watch = client.watch if self.measures(client) else None
         observe = watch and (lambda epoch: watch(start, epoch, model))
         return fit(model, client, self.setting.train, loss, watch=observe)
 
@@ -131,7 +139,7 @@ class Experts(Method):
     def remember(self, before: State, after: State, message: Message) -> State:
         """The state after an expert was added, with the models before it that a stale device may still start from."""
         tensors = {**after.tensors, "seen": before.tensors["seen"] | message.tensors["classes"]}
-        for age in range(1, min(self.params.stale, before.values["added"]) + 1):
+        for age in range(1, min(self.stale, before.values["added"]) + 1):
             tensors |= prefixed(f"past-{age}", before.part("model" if age == 1 else f"past-{age - 1}"))
             tensors[f"seen-{age}"] = before.tensors["seen" if age == 1 else f"seen-{age - 1}"]
         return State(tensors, {**before.values, "added": before.values["added"] + 1})

@@ -118,8 +118,8 @@ class Client:
     task_aware: bool  # the experience of a sample is known when it is predicted (task-incremental)
     state: State  # what this client kept from its last participation
     received: Message | None  # what the server sent
-    # Measures a model on the client's own test data of this experience; nothing comes back. Names the training that the
-    # model is in (`scratch`) and its epochs so far: the learning curves of the results.
+    # Measures a model on the client's own test data of this experience, among its classes; nothing comes back. Names
+    # the training that the model is in (`scratch`) and its epochs so far: the learning curves of the results.
     watch: Callable[[str, int, nn.Module], None] = lambda training, epoch, model: None
 
     @cached_property

@@ -12,8 +12,10 @@ def consolidation_gap(frame: pd.DataFrame) -> dict[str, float]:
 
         gap = mean_{i,t} ( Acc(e_i^t; T_i^t) - Acc(f_t; T_i^t) )
 
-    e_i^t is the kind `trained`, f_t the kind `received`: the global model at the end of the experience. Above 0 is a
-    loss. No key where either was not measured. [paper: what is reported; ours: over all experts]
+    e_i^t is the kind `trained`, f_t the kind `received`: the global model at the end of the experience. Both predict
+    among the classes that client i has met: its own task's where it comes once, so that streams in which clients come
+    once and streams in which they return are not to be compared. Above 0 is a loss. No key where either was not
+    measured. [paper: what is reported; ours: over all experts]
     """
     own = frame[frame["trained"] == frame["tested"]]
     place = ["client", "trained"]
@@ -27,6 +29,9 @@ def transfer(curves: pd.DataFrame) -> dict[str, float]:
 
         transfer = mean ( Acc(e from f_{t-1}) - Acc(e from scratch) )      at the end of the training: `_final`
         and the same of the means over the epochs 0, 1, ...                the area under the learning curve: `_area`
+
+    Both predict among the classes of the experience, and are measured in its first round: later ones start from a model
+    that has seen the device's data.
 
     Args:
         curves: columns client, experience, round, training (`consolidated` and `scratch`), epoch, accuracy.

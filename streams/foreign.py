@@ -23,8 +23,14 @@ def foreign(source: str, stream: Stream, root: Path) -> tuple[np.ndarray, np.nda
     texts are cut to the stream's length.
 
     Raises:
-        InputError: no such source, texts for images or images for texts, or the stream's images are not square.
+        InputError: the stream's own source, no such source, texts for images or images for texts, or the stream's
+            images are not square.
     """
+    if _same(source, stream.parameters.source, root):
+        raise InputError(
+            f"source {source} is where the stream's own samples come from: they are the clients'; 'public' is the part "
+            "that no client holds"
+        )
     about: dict[str, object] = {"source": source, "clients": 1, "experiences": 1}
     text = stream.modality == "text"
     if text:
@@ -46,6 +52,15 @@ def foreign(source: str, stream: Stream, root: Path) -> tuple[np.ndarray, np.nda
     if not text:
         inputs = _channels(np.asarray(inputs), stream.shape[0])
     return np.array(inputs), labels  # a copy: the source may be a file that cannot be written to
+
+
+def _same(source: str, own: str, root: Path) -> bool:
+    """Whether two sources share a file, or are the same set."""
+    (kind, _, place), (own_kind, _, own_place) = source.partition(":"), own.partition(":")
+    if not {kind, own_kind} & {"digits", "torchvision"}:
+        one, other = (root / place).resolve(), (root / own_place).resolve()
+        return one == other or one in other.parents or other in one.parents
+    return kind == own_kind and place.lower() == own_place.lower()
 
 
 def _columns(parameters: StreamParameters, root: Path, text: bool) -> dict[str, str]:

@@ -24,10 +24,12 @@ def photograph(name: str, root: Path) -> np.ndarray:
         return np.ascontiguousarray(load_sample_image(name).transpose(2, 0, 1))
     try:
         with Image.open(root / name) as picture:
+            if picture.mode.startswith(("I", "F")):
+                raise InputError(f"image:{name}: a picture of 8 bits a colour is needed (got mode {picture.mode})")
             return np.ascontiguousarray(np.asarray(picture.convert("RGB")).transpose(2, 0, 1))
     except FileNotFoundError:
         raise InputError(
             f"image:{name}: there is no such file; expected a picture or {' or '.join(EMBEDDED)}"
         ) from None
-    except OSError as error:
+    except (OSError, Image.DecompressionBombError) as error:
         raise InputError(f"image:{name}: cannot be read as a picture ({error})") from None

@@ -73,7 +73,7 @@ def train_one(site: Site, moment: Moment, assignment: Assignment, last_round: bo
     def watch(training: str, epoch: int, model: nn.Module) -> None:
         test = site.test(number, own.experience)
         if len(test):
-            correct = accuracy(model, test, site.candidates(number, own.experience, own.experience))
+            correct = accuracy(model, test, site.classes(number, own.experience))
             place = {"client": number, "experience": own.experience, "round": own.round}
             curves.append({**place, "training": training, "epoch": epoch, "accuracy": correct, "samples": len(test)})
 

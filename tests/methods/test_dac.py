@@ -101,7 +101,7 @@ def test_the_student_reproduces_two_identical_teachers_through_linear_projection
     inputs = NOISE.draw(300, generator(9))
     truth, early, late = (where.load(tensors)(inputs).detach() for tensors in (one.tensors, few, many))
     gaps = [(each - truth).square().mean() / truth.square().mean() for each in (early, late)]
-    assert gaps[1] < 0.01 and gaps[1] < gaps[0] / 10
+    assert gaps[1] < 0.01 and gaps[1] <= gaps[0] / 10
     agreed = (late.argmax(dim=1) == truth.argmax(dim=1)).double().mean()
     assert agreed > 0.95
 

@@ -336,3 +336,18 @@ def test_the_centre_keeps_every_expert_and_every_device_starts_anew(method, foll
 def test_the_two_ensembles_differ_in_nothing_but_how_they_are_asked(played):
     one, other = played("ensemble", "devices"), played("min_entropy", "devices")
     assert one.digest == other.digest and one.rows != other.rows
+
+
+def test_a_stale_lwf_device_hears_of_the_classes_that_its_model_knows(followed):
+    lab = followed("lwf", "devices", "train.rounds=1", "methods.lwf.stale=2")
+    known = torch.stack([each.tensors["classes"] for each in lab.experts.values()]).cumsum(dim=0) > 0
+    for age in (0, 1, 2):
+        held = State(lab.site.method.held(lab.server, age))
+        assert torch.equal(held.tensors["seen"], known[-1 - age])
+        assert same(held.part("model"), lab.models[-1 - age])
+
+
+def test_transfer_is_measured_before_the_model_knows_the_data(laboratory):
+    lab = laboratory("naive", "devices", sets=["train.rounds=2", "methods.naive.transfer=true"]).play()
+    rounds = {row["round"] for _, trained, _ in lab.rounds for each in trained for row in each.curves}
+    assert rounds == {0}, "in the second round the model has seen them"

@@ -127,7 +127,8 @@ def stream(tmp_path):
     pq.write_table(pa.table(texts), tmp_path / "texts.parquet")
     kinds = {
         "digits": {"source": "digits"},
-        "large": {"source": "digits", "size": 12},
+        "large": {"source": "parquet:raw", "image": "img", "experiences": 2, "size": 12},
+        "eight": {"source": "parquet:raw", "image": "img", "experiences": 2, "size": 8},
         "colours": {"source": "parquet:raw", "image": "img", "experiences": 2},
         "texts": {"source": "parquet:texts.parquet", "text": "text", "length": 5, "test": 0.5},
     }
@@ -140,10 +141,26 @@ def stream(tmp_path):
 
 def test_other_images_take_the_streams_size(stream, tmp_path):
     inputs, labels = foreign("digits", stream("large"), tmp_path)
-    assert (inputs.shape, inputs.dtype) == ((1797, 1, 12, 12), np.uint8)
+    assert (inputs.shape, inputs.dtype) == ((1797, 3, 12, 12), np.uint8)
     assert np.bincount(labels).tolist() == np.bincount(load(about("digits"), tmp_path).labels).tolist()
-    same, _ = foreign("digits", stream("digits"), tmp_path)
-    assert np.array_equal(same, load(about("digits"), tmp_path).inputs), "what fits is not touched"
+    same, _ = foreign("digits", stream("eight"), tmp_path)
+    assert np.array_equal(same[:, :1], load(about("digits"), tmp_path).inputs), "what fits is not touched"
+
+
+@pytest.mark.parametrize(
+    ("kind", "source"),
+    [
+        ("digits", "digits"),
+        ("colours", "parquet:raw"),
+        ("colours", "parquet:raw/train.parquet"),
+        ("texts", "csv:./texts.parquet"),
+        ("texts", "folder:."),
+    ],
+)
+def test_the_streams_own_source_is_no_other_one(stream, tmp_path, kind, source):
+    """Else the clients' samples would come to the server as public ones."""
+    with pytest.raises(InputError, match="where the stream's own samples come from"):
+        foreign(source, stream(kind), tmp_path)
 
 
 def test_colours_become_grey_by_their_mean_and_grey_is_repeated(stream, tmp_path):
