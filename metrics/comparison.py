@@ -92,10 +92,11 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
     groups = frame.groupby(["stream", "method"])
     mean, std = (groups.agg(how).drop(columns="seed") for how in ("mean", "std"))
     columns = [column for name in mean for column in (mean[name], std[name].rename(f"{name}_std"))]
-    found = pd.concat([groups["seed"].nunique().rename("seeds"), *columns], axis="columns").reset_index()
+    found = pd.concat([groups["seed"].nunique().rename("seeds"), *columns], axis="columns")
+    found = found.copy().reset_index()  # a copy lies in one piece: pandas warns of what many columns are glued from
     keys = [key for key in ("stream", "final_average_accuracy", "method") if key in found]
     ascending = [key != "final_average_accuracy" for key in keys]
-    return found.sort_values(keys, ascending=ascending).set_index(["stream", "method"])
+    return found.sort_values(keys, ascending=ascending).set_index(["stream", "method"]).copy()
 
 
 def to_markdown(table: pd.DataFrame) -> str:

@@ -112,6 +112,13 @@ def expected_metrics(matrix: pd.DataFrame, rounds: pd.DataFrame, main: str) -> d
     found |= client_ratios(rows, (just_before, just_before), (T - 1, 0), (0, 0), "temporal_retention")
     found |= client_ratios(rows, (after_fusion, just_before), last, last, "spatial_retention")
     found |= own_data(rows, T)
+    cells = {row[:4]: row[4] for row in rows}
+    gaps = [
+        cells["trained", client, t, t] - cells["received", client, t, t]
+        for kind, client, t, tested in cells
+        if kind == "trained" and t == tested and ("received", client, t, t) in cells
+    ]
+    found |= {"consolidation_gap": sum(gaps) / len(gaps)} if gaps else {}
     work = rounds.to_dict("records")
     slowest: dict[tuple[int, int], float] = {}
     for row in work:
