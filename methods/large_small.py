@@ -68,7 +68,7 @@ class LargeSmall(Method):
     def adapted(self, psi: Mapping[str, Tensor]) -> Adapted:
         """F with its trainable part; the initial one where `psi` is empty. `taught`, that goes with psi, is not F's."""
         params, setting = self.params, self.setting
-        model = Adapted(setting.foundation(), self.classes, params.part, params.rank, setting.seed)
+        model = Adapted(setting.foundation(), self.classes, params.part, setting.seed, rank=params.rank)
         return model.load_psi({name: each for name, each in psi.items() if name != "taught"}) if psi else model
 
     # the server

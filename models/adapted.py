@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,45 +11,51 @@ from torch import Tensor, nn
 from randomness import generator
 
 from .adapter import Adapter
+from .blocks import stack
+from .expansion import AddedBlock, added_blocks
 from .foundation import Foundation
 from .initial import initialise
+from .parts import PARTS
 from .registry import FAR
 
 BEHIND = 1000.0  # by which log p of a class that the client never met is lowered, more than any log p of ours
-Part = Literal["head", "adapter", "lora"]
+Part = Literal["head", "adapter", "lora"]  # those of methods that learn from F's features
 
 
 class Adapted(nn.Module):
-    """F with its trainable part psi: a classifier over the stream's classes, and an adapter or LoRA before it.
+    """F with its trainable part psi: a classifier over the stream's classes, and something in or on F.
 
-    F itself takes no gradients and is shared, unless LoRA changes its layers: then psi works on a copy.
+    F's own tensors take no gradients and are shared, see `models.parts`.
 
     Args:
         foundation: F, frozen.
         classes: of the stream.
-        part: `head` (the classifier alone), `adapter` (on the features) or `lora` (in the backbone's layers).
-        rank: units of the adapter's bottleneck, rank of LoRA's matrices.
+        part: `adapter` (on the features), or one of `parts.PARTS`; `head` is the classifier alone.
         seed: of psi's initial values.
+        options: the part's own: rank of LoRA's matrices or units of an adapter, added blocks and where they stand.
     """
 
-    def __init__(self, foundation: Foundation, classes: int, part: Part, rank: int, seed: int) -> None:
+    def __init__(self, foundation: Foundation, classes: int, part: str, seed: int, **options: Any) -> None:
         super().__init__()
         width, device = foundation.width, next(foundation.parameters()).device
-        self.options = {"part": part, "rank": rank, "seed": seed}
-        self.foundation = with_lora(foundation, rank, seed) if part == "lora" else foundation
-        self.frozen = part != "lora"  # F's features of a sample never change
+        on_features = part == "adapter"
+        self.foundation = foundation if on_features else PARTS[part](foundation, seed, **options)
+        self.frozen = on_features or part == "head"  # F's features of a sample never change
         with torch.device("meta"):
-            self.adapter = Adapter(width, rank) if part == "adapter" else nn.Identity()
+            self.adapter = Adapter(width, options["rank"]) if on_features else nn.Identity()
             self.head = nn.Linear(width, classes)
         draw = generator(seed, "psi")
         self.adapter, self.head = (initialise(each, draw).to(device) for each in (self.adapter, self.head))
+        if part == "blocks":  # what was found out need not be found out again
+            options["gated"] = any(each.gate is not None for each in added_blocks(self.foundation))
+        self.options = {"part": part, "seed": seed, **options}
         self.eval()
 
     def psi(self) -> dict[str, nn.Parameter]:
         """The trainable parameters by name."""
         return {name: each for name, each in self.named_parameters() if each.requires_grad}
 
-    def load_psi(self, tensors: dict[str, Tensor]) -> Adapted:
+    def load_psi(self, tensors: Mapping[str, Tensor]) -> Adapted:
         """psi takes the values of `tensors`."""
         own = self.psi()
         if own.keys() != tensors.keys():
@@ -58,6 +64,24 @@ class Adapted(nn.Module):
             for name, each in own.items():
                 each.copy_(tensors[name])
         return self
+
+    @property
+    def blocks(self) -> dict[str, nn.Module]:
+        """F's transformer blocks with what was added to them, from the bottom, by name.
+
+        Raises:
+            InputError: F is no transformer.
+        """
+        row = stack(self.foundation.backbone)
+        return {f"foundation.backbone.{row.path}.{place}": each for place, each in enumerate(row.blocks)}
+
+    @property
+    def units(self) -> dict[str, nn.Module]:
+        """The blocks that learn or not, each by itself, from the bottom: the added ones, or the top ones in place."""
+        blocks = self.blocks
+        if self.options["part"] == "top_blocks":
+            return dict(list(blocks.items())[-self.options["added"] :])
+        return {name: each for name, each in blocks.items() if isinstance(each, AddedBlock)}
 
     def features(self, inputs: Tensor) -> Tensor:
         return self.adapter(self.foundation.features(inputs))
@@ -83,31 +107,6 @@ class Features(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.network.features(inputs)
-
-
-def with_lora(foundation: Foundation, rank: int, seed: int) -> Foundation:
-    """A copy whose attention layers have a trainable low-rank part each: W + B A, B = 0 at the start.
-
-    Through PEFT. A is drawn again from a generator of ours, since PEFT draws from torch's global one.
-
-    Source: Hu et al., LoRA, ICLR 2022
-    """
-    from peft import LoraConfig, inject_adapter_in_model  # seconds
-
-    from .released_weights import Undrawn
-
-    copied = copy.deepcopy(foundation)
-    config = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=list(copied.backbone.adaptable))
-    with Undrawn():
-        inject_adapter_in_model(config, copied.backbone)
-    draw = generator(seed, "psi", "lora")
-    with torch.no_grad():
-        for name, each in sorted(copied.named_parameters()):
-            each.requires_grad_("lora_" in name)
-            if "lora_A" in name:
-                bound = each.shape[1] ** -0.5
-                each.copy_(torch.empty(each.shape).uniform_(-bound, bound, generator=draw))
-    return copied.eval()
 
 
 class ClassMeans(nn.Module):

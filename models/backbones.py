@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from errors import InputError
 from randomness import generator
 
-from .foundation import Backbone, FoundationParameters
+from .foundation import Backbone, FoundationParameters, example_images, example_texts
 from .registry import Architecture, check
 
 
@@ -30,6 +30,10 @@ class OwnNetwork(Backbone):
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.network.features(inputs)
+
+    def example(self) -> Tensor:
+        shape, device = self.architecture.shape, next(self.parameters()).device
+        return example_texts(shape[0], device) if self.modality == "text" else example_images(shape, device)
 
     def description(self) -> dict[str, Any]:
         about = self.architecture

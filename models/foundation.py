@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -90,8 +91,23 @@ class Backbone(nn.Module):
         """Inputs -> features (batch, width)."""
 
     @abstractmethod
+    def example(self) -> Tensor:
+        """Two inputs of the kind and shape that it reads, the same every time."""
+
+    @abstractmethod
     def description(self) -> dict[str, Any]:
         """Plain values from which the structure is built again without any download, see `backbones.rebuild`."""
+
+
+def example_images(shape: Sequence[int], device: torch.device) -> Tensor:
+    """Two images whose pixels rise from -1 to 1."""
+    return torch.linspace(-1, 1, 2 * math.prod(shape), device=device).view(2, *shape)
+
+
+def example_texts(length: int, device: torch.device) -> Tensor:
+    """Two texts of several words, cut or filled up to `length` bytes."""
+    rows = [each.encode()[:length].ljust(length, b"\0") for each in ("a text of six words here", "another of four")]
+    return torch.tensor([list(row) for row in rows], dtype=torch.uint8, device=device)
 
 
 class Foundation(nn.Module):

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from errors import InputError
 
-from .foundation import Backbone
+from .foundation import Backbone, example_images
 
 
 class ImageBackbone(Backbone):
@@ -53,6 +53,10 @@ class ImageBackbone(Backbone):
     def pooled(self, images: Tensor) -> Tensor:
         """Prepared images -> features (batch, width)."""
         return self.network(images)
+
+    def example(self) -> Tensor:
+        size = self.structure["size"]
+        return example_images((self.structure["channels"], size, size), self.mean.device)
 
     def description(self) -> dict[str, Any]:
         return {**self.structure, "width": self.width, "adaptable": list(self.adaptable)}

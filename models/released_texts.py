@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from errors import InputError
 
-from .foundation import Backbone
+from .foundation import Backbone, example_texts
 from .released_hf import adaptable, config_of
 from .released_weights import one_line
 
@@ -57,6 +57,9 @@ class TextBackbone(Backbone):
         tokens = self.network(input_ids=numbers, attention_mask=present).last_hidden_state
         kept = tokens * present[:, :, None]
         return kept.sum(dim=1) / present.sum(dim=1, keepdim=True).clamp(min=1)
+
+    def example(self) -> Tensor:
+        return example_texts(64, next(self.parameters()).device)
 
     def description(self) -> dict[str, Any]:
         return {**self.structure, "width": self.width, "adaptable": list(self.adaptable)}

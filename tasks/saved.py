@@ -40,7 +40,7 @@ def _content(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors = {**prefixed("small", small), **prefixed("large", large), "own": model.own}
         return tensors, {"classifier": "collaborative", "large": about}
     if isinstance(model, Adapted):
-        return dict(model.psi()), {"classifier": "adapted", **model.options}
+        return dict(model.psi()), {"classifier": "adapted", "adapted": model.options}
     if isinstance(model, ClassMeans):
         tensors = {"means": model.means, "known": model.known}
         return tensors, {"classifier": "class means", "temperature": model.temperature}
@@ -81,8 +81,7 @@ def _restored(
     foundation = _foundation(beside)
     if kind == "class means":
         return ClassMeans(foundation, tensors["means"], tensors["known"], about["temperature"])
-    adapted = Adapted(foundation, architecture.classes, about["part"], about["rank"], about["seed"])
-    return adapted.load_psi(dict(tensors))
+    return Adapted(foundation, architecture.classes, **about["adapted"]).load_psi(tensors)
 
 
 def _foundation(beside: Path) -> Foundation:

@@ -385,7 +385,7 @@ def test_the_foundation_model_itself_never_changes(fusion, part, laboratory):
         general = pd.DataFrame(lab.general).groupby("task").accuracy
         assert general.nunique().tolist() == [1, 1] and general.size().tolist() == [4, 4]
     else:
-        initial = Adapted(lab.site.foundation, 10, part, 4, 0).psi()
+        initial = Adapted(lab.site.foundation, 10, part, 0, rank=4).psi()
         assert psi.pop("taught").all()  # three clients, who together met all ten classes
         assert psi.keys() == initial.keys()
         assert not same(psi, {name: each.detach() for name, each in initial.items()})

@@ -375,7 +375,7 @@ def tiny():
         network = {"name": "mlp", "width": 8, "depth": 1}
         foundation = Foundation(untrained(FoundationParameters(network=network), (1, 2, 2)), {})
         data = surrogate()
-        return Adapted(foundation, CLASSES, part, 2, 0), Public(data, all_features(foundation, data))
+        return Adapted(foundation, CLASSES, part, 0, rank=2), Public(data, all_features(foundation, data))
 
     return build
 

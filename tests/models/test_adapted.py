@@ -74,7 +74,7 @@ def train(adapted: Adapted, steps: int = 5) -> float:
 @pytest.mark.parametrize("part", PARTS)
 def test_the_trainable_part_starts_as_the_identity(part, network):
     foundation = foundation_of(network)
-    adapted, inputs = Adapted(foundation, CLASSES, part, RANK, 0), images()
+    adapted, inputs = Adapted(foundation, CLASSES, part, 0, rank=RANK), images()
     assert torch.equal(adapted.features(inputs), foundation.features(inputs))
     for task, model in adapted.general().items():
         assert torch.equal(model(inputs), foundation.general[task](foundation.features(inputs)))
@@ -84,7 +84,7 @@ def test_the_trainable_part_starts_as_the_identity(part, network):
 def test_training_psi_moves_psi_alone(part):
     foundation = foundation_of()
     before = snapshot(foundation)
-    adapted = Adapted(foundation, CLASSES, part, RANK, 0)
+    adapted = Adapted(foundation, CLASSES, part, 0, rank=RANK)
     own = snapshot(adapted)
     assert train(adapted) > 0.01
     assert all(torch.equal(each, before[name]) for name, each in foundation.state_dict().items())
@@ -96,7 +96,7 @@ def test_training_psi_moves_psi_alone(part):
 def test_what_psi_is_of():
     width = NETWORKS["vit_tiny"]["width"]
     shapes = {
-        part: {name: tuple(each.shape) for name, each in Adapted(foundation_of(), CLASSES, part, RANK, 0).psi().items()}
+        part: {name: tuple(each.shape) for name, each in Adapted(foundation_of(), CLASSES, part, 0, rank=RANK).psi().items()}
         for part in PARTS
     }
     head = {"head.weight": (CLASSES, width), "head.bias": (CLASSES,)}
@@ -117,10 +117,10 @@ def test_what_psi_is_of():
 def test_psi_is_drawn_from_the_seed_alone(part):
     torch.manual_seed(7)
     before = torch.get_rng_state()
-    one = snapshot(Adapted(foundation_of(), CLASSES, part, RANK, 0))
+    one = snapshot(Adapted(foundation_of(), CLASSES, part, 0, rank=RANK))
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(8)
-    again, other = (snapshot(Adapted(foundation_of(), CLASSES, part, RANK, seed)) for seed in (0, 1))
+    again, other = (snapshot(Adapted(foundation_of(), CLASSES, part, seed, rank=RANK)) for seed in (0, 1))
     assert all(torch.equal(each, again[name]) for name, each in one.items())
     differ = {name for name, each in one.items() if not torch.equal(each, other[name])}
     assert differ >= {"head.weight", "head.bias"}
@@ -129,16 +129,16 @@ def test_psi_is_drawn_from_the_seed_alone(part):
 
 @pytest.mark.parametrize("part", PARTS)
 def test_psi_alone_carries_what_was_learnt(part):
-    taught = Adapted(foundation_of(), CLASSES, part, RANK, 0)
+    taught = Adapted(foundation_of(), CLASSES, part, 0, rank=RANK)
     train(taught)
-    fresh, inputs = Adapted(foundation_of(), CLASSES, part, RANK, 5), images()
+    fresh, inputs = Adapted(foundation_of(), CLASSES, part, 5, rank=RANK), images()
     assert not torch.equal(fresh(inputs), taught(inputs))
     fresh.load_psi({name: each.detach() for name, each in taught.psi().items()})
     assert torch.equal(fresh(inputs), taught(inputs))
 
 
 def test_another_psi_is_refused():
-    head, adapter = (Adapted(foundation_of(), CLASSES, part, RANK, 0) for part in ("head", "adapter"))
+    head, adapter = (Adapted(foundation_of(), CLASSES, part, 0, rank=RANK) for part in ("head", "adapter"))
     with pytest.raises(ValueError, match=r"not this psi: adapter\.down\.bias"):
         head.load_psi(dict(adapter.psi()))
 
@@ -146,14 +146,14 @@ def test_another_psi_is_refused():
 @pytest.mark.parametrize("part", ["head", "adapter"])
 def test_features_that_were_kept_serve_as_well_as_the_samples(part):
     foundation, inputs = foundation_of(), images()
-    adapted = Adapted(foundation, CLASSES, part, RANK, 0)
+    adapted = Adapted(foundation, CLASSES, part, 0, rank=RANK)
     train(adapted)
     assert adapted.frozen
     assert torch.equal(adapted.from_features(foundation.features(inputs)), adapted(inputs))
 
 
 def test_only_lora_changes_features_of_the_backbone():
-    lora, inputs = Adapted(foundation_of(), CLASSES, "lora", RANK, 0), images()
+    lora, inputs = Adapted(foundation_of(), CLASSES, "lora", 0, rank=RANK), images()
     before = lora.foundation.features(inputs)
     train(lora)
     assert not lora.frozen
@@ -162,7 +162,7 @@ def test_only_lora_changes_features_of_the_backbone():
 
 
 def test_general_heads_see_the_adapted_features():
-    adapted, inputs = Adapted(foundation_of(), CLASSES, "adapter", RANK, 0), images()
+    adapted, inputs = Adapted(foundation_of(), CLASSES, "adapter", 0, rank=RANK), images()
     train(adapted)
     features = adapted.foundation.features(inputs)
     for task, model in adapted.general().items():

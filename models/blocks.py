@@ -1,0 +1,105 @@
+"""The row of transformer blocks in a network, whosever it is: timm, torchvision, Hugging Face or our own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from errors import InputError
+
+ATTENTION = ("attention", "attn")  # in the names that libraries give a block's attention
+OUTPUTS = 2  # of a block: attention's and the MLP's
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Where a network's blocks are: `network.get_submodule(path)` is a list of them."""
+
+    path: str
+    blocks: tuple[nn.Module, ...]
+
+    def replace(self, network: nn.Module, blocks: Sequence[nn.Module], origins: Sequence[int]) -> None:
+        """Puts other blocks in their place, in a network of the same structure.
+
+        Args:
+            origins: which of the blocks before each of them was, or is a copy of.
+        """
+        parent, _, name = self.path.rpartition(".")
+        owner = network.get_submodule(parent)
+        sequence = isinstance(getattr(owner, name), nn.Sequential)
+        setattr(owner, name, nn.Sequential(*blocks) if sequence else nn.ModuleList(blocks))
+        # decoders run as many blocks as their configuration says, with the kind of attention that it says
+        configs = {id(module.config): module.config for module in network.modules() if hasattr(module, "config")}
+        for config in configs.values():
+            if getattr(config, "layer_types", None):
+                config.layer_types = [config.layer_types[origin] for origin in origins]
+            if hasattr(config, "num_hidden_layers"):
+                config.num_hidden_layers = len(blocks)
+
+
+class Row(nn.Module):
+    """What stands in for a block in a row of blocks and hands on what that block is asked for."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:  # networks ask their blocks for the kind of attention, for example
+            return getattr(super().__getattr__("block"), name)
+
+
+def stack(network: nn.Module) -> Stack:
+    """The longest row of modules of one class that have an attention and an MLP.
+
+    Raises:
+        InputError: there is none: the network is no transformer.
+    """
+    rows = {
+        path: tuple(row)
+        for path, row in network.named_modules()
+        if isinstance(row, nn.Sequential | nn.ModuleList)
+        and len(row)
+        and len({type(original(each)) for each in row}) == 1
+        and len(outputs(row[0])) == OUTPUTS
+    }
+    if not rows:
+        raise InputError(f"foundation: {type(network).__name__} has no row of transformer blocks; choose a transformer")
+    path = max(rows, key=lambda path: len(rows[path]))
+    return Stack(path, rows[path])
+
+
+def original(block: nn.Module) -> nn.Module:
+    """A block without what stands around it."""
+    return original(block.block) if isinstance(block, Row) else block
+
+
+def is_linear(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Linear) or type(layer).__name__ == "Conv1D"  # GPT-2's, with its weight transposed
+
+
+def outputs(block: nn.Module) -> list[nn.Module]:
+    """A block's two output projections: the last linear layer of its attention, and the last one of all others.
+
+    Fewer where it is no transformer block.
+    """
+    linear = {name: each for name, each in original(block).named_modules() if is_linear(each)}
+    inside = [name for name in linear if name.split(".")[0].lower().endswith(ATTENTION)]
+    outside = [name for name in linear if name not in inside]
+    return [linear[names[-1]] for names in (inside, outside) if names]
+
+
+def first(output: Tensor | tuple[Tensor, ...]) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output
+
+
+@torch.no_grad()
+def same_output(one: nn.Module, other: nn.Module, inputs: Tensor) -> bool:
+    """Whether two networks give the same to the last bit."""
+    return torch.equal(one(inputs), other(inputs))
