@@ -138,11 +138,17 @@ def foundation(
 def compare(
     stream: Annotated[str | None, typer.Option(help="this stream only")] = None,
 ) -> None:
-    """The comparison table over results/."""
+    """The comparison table over results/, and where methods were measured over simulated time, their speed-ups."""
     from metrics.comparison import collect, table, to_rich
+    from metrics.time_comparison import over_time
+    from metrics.time_comparison import to_rich as times_to_rich
     from parameters import project_root
 
-    console.print(to_rich(table(collect(project_root() / "results", stream))))
+    results = project_root() / "results"
+    runs = collect(results, stream)
+    console.print(to_rich(table(runs)))
+    for compared in over_time(results, runs):
+        console.print(times_to_rich(compared))
 
 
 @app.command()

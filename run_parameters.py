@@ -25,6 +25,7 @@ class RunParameters(Section):
         ge=0,
         description="seconds after which a long fusion job keeps what it has done, to go on from after a kill",
     )
+    course: bool = Field(False, description="also measure the server's main model after every round")
     upload_limit: int = Field(1024, ge=1, description="largest upload that is admitted, MiB")
     store: str = Field("runs", description="where uploads and checkpoints lie: a folder or an fsspec URL")
     tracking_patience: float = Field(

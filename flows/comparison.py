@@ -12,8 +12,10 @@ from pathlib import Path
 import pandas as pd
 
 from metrics.comparison import collect, table, to_markdown
-from metrics.plots import draw_comparison
+from metrics.plots import draw_comparison, draw_over_time
 from metrics.summary import over_experiences
+from metrics.time_comparison import over_time
+from metrics.time_comparison import to_markdown as times_to_markdown
 from parameters import project_root
 from tasks.delivery import deliver_all
 from tasks.files import write_json
@@ -23,7 +25,10 @@ from . import settings
 
 
 def compare(stream: str, root: Path) -> None:
-    """Writes `comparison/STREAM/`: table.md, metrics.json (means over seeds), accuracy.csv and accuracy.png."""
+    """Writes `comparison/STREAM/`: table.md, metrics.json (means over seeds), accuracy.csv and accuracy.png.
+
+    Where methods were measured over simulated time, also time.md and time.png.
+    """
     frame = collect(root / "results", stream)
     folder = root / "comparison" / stream
     shutil.rmtree(folder, ignore_errors=True)
@@ -41,6 +46,9 @@ def compare(stream: str, root: Path) -> None:
     draw_comparison(curves, folder / "accuracy.png", f"{stream}: average accuracy so far")
     wide = {method: pd.concat(runs).groupby("experience").average_accuracy.mean() for method, runs in curves.items()}
     pd.DataFrame(wide).to_csv(folder / "accuracy.csv", float_format="%.6f")
+    for compared in over_time(root / "results", frame):
+        (folder / "time.md").write_text(times_to_markdown(compared))
+        draw_over_time(compared.courses, folder / "time.png", f"{stream}: average accuracy over simulated time")
 
 
 def course(root: Path, stream: str, method: str, seed: int) -> pd.DataFrame:

@@ -10,6 +10,8 @@ from prefect import flow, runtime
 from tasks.round import evaluate_all, play_round
 from tasks.run import Run
 
+from .tables import show_tables
+
 
 # One flow, not one subflow per experience: a subflow waits for the server to have digested all task runs before it,
 # measured 2.4 s each on 2 cores. The tasks' names say where they belong.
@@ -23,3 +25,4 @@ def experiment(title: str, parameters: dict, run: Run) -> None:
         for moment in run.rounds_left(experience):
             play_round(run, moment)
         evaluate_all(run, trained=experience)
+    show_tables(run)

@@ -14,16 +14,25 @@ def costs(rounds: pd.DataFrame) -> dict[str, float]:
     """The run's sums over clients and rounds, all >= 0: bytes each way, samples, optimizer steps, refused uploads.
 
     `client_seconds` is the work of all clients; `simulated_seconds = sum_rounds max_clients seconds` is how long they
-    would take side by side, each round as long as its slowest client. [field]
+    would take side by side, each round as long as its slowest client. [field] `simulated_time` is the same over the
+    devices and costs that a method assumes (`simulated`, see `metrics.time`), where it has a cost model.
     """
     sums = {name: int(rounds[name].sum()) for name in ("bytes_up", "bytes_down", "samples", "steps")}
     slowest = rounds.groupby(["experience", "round"])["seconds"].max()
-    return {
+    found = {
         **sums,
         "client_seconds": fsum(rounds["seconds"]),
         "simulated_seconds": fsum(slowest),
         "refused": int((~rounds["admitted"].astype(bool)).sum()),
     }
+    if has_simulated_time(rounds):
+        found["simulated_time"] = fsum(rounds.groupby(["experience", "round"])["simulated"].max())
+    return found
+
+
+def has_simulated_time(rounds: pd.DataFrame) -> bool:
+    """Whether the method had a cost model; results written before there were any have no such column."""
+    return "simulated" in rounds and bool((rounds["simulated"] > 0).any())
 
 
 def cumulative_bytes(rounds: pd.DataFrame) -> pd.Series:

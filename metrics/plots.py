@@ -105,6 +105,24 @@ def draw_comparison(curves: Mapping[str, Sequence[pd.DataFrame]], path: Path, ti
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), handlelength=3.2)
 
 
+def draw_over_time(courses: Mapping[str, pd.DataFrame], path: Path, title: str = "") -> None:
+    """Accuracy over simulated time, one line a method, a marker where an experience ends.
+
+    Args:
+        courses: for each method its `metrics.time.mean_course`; the legend lists them in this order.
+    """
+    with _axes(path, 6.4, 3.4, title) as axes:
+        for place, (name, course) in enumerate(courses.items()):
+            colour, dashes, marker = (kind[place % len(kind)] for kind in (COLOURS, DASHES, MARKERS))
+            ends = np.flatnonzero(course["experience"] != course["experience"].shift(-1))
+            look = {"color": colour, "linestyle": dashes, "marker": marker, "markersize": 5, "linewidth": 1.6}
+            axes.plot(course["time"], course["accuracy"], **look, markevery=ends.tolist(), label=name)
+        axes.set(xlabel="simulated time (forward passes of one block)", ylabel="average accuracy so far (%)")
+        axes.set(xlim=(0, None), ylim=(0, 1.04))
+        axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), handlelength=3.2)
+
+
 def _over_seeds(runs: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Mean and std (ddof 1, NaN for one seed) of `A_a` by experience."""
     return pd.concat(runs).groupby("experience")["average_accuracy"].agg(["mean", "std"])

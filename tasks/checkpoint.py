@@ -28,6 +28,8 @@ from .files import write_json
 from .jobs import JobLog
 from .store import Ref
 
+TABLE = "table:"  # before the name of a table in a record's kind
+
 
 @dataclass
 class Progress:
@@ -126,9 +128,14 @@ class RunFolder:
         return progress
 
     def record(self, kind: str, rows: Iterable[dict[str, Any]]) -> None:
-        """Appends records to the journal, with the time in ms since 1970; they count once a checkpoint follows."""
-        now = int(time.time() * 1000)
-        lines = [json.dumps({"kind": kind, "time": now, **row}, sort_keys=True) + "\n" for row in rows]
+        """Appends records to the journal, with the time in ms since 1970; they count once a checkpoint follows.
+
+        Args:
+            kind: `table:NAME` for rows of a method's own table, which may have any columns.
+        """
+        about = {"kind": kind, "time": int(time.time() * 1000)}
+        table = kind.startswith(TABLE)
+        lines = [json.dumps(about | ({"row": row} if table else row)) + "\n" for row in rows]
         self._journal.write("".join(lines).encode())
         self._journal.flush()
 
@@ -148,10 +155,20 @@ class RunFolder:
 
     def records(self, kind: str) -> list[dict[str, Any]]:
         """All records of a kind, in the order they were made."""
-        with open(self.path / "journal.jsonl", "rb") as file:
-            rows = [json.loads(line) for line in file]
-        chosen = [row for row in rows if row["kind"] == kind]
+        chosen = [row for row in self._lines() if row["kind"] == kind]
         return [{key: value for key, value in row.items() if key not in ("kind", "time")} for row in chosen]
+
+    def tables(self) -> dict[str, list[dict[str, Any]]]:
+        """The rows of each table `table:NAME` by its name, in the order they were recorded."""
+        found: dict[str, list[dict[str, Any]]] = {}
+        for line in self._lines():
+            if line["kind"].startswith(TABLE):
+                found.setdefault(line["kind"].removeprefix(TABLE), []).append(line["row"])
+        return found
+
+    def _lines(self) -> list[dict[str, Any]]:
+        with open(self.path / "journal.jsonl", "rb") as file:
+            return [json.loads(line) for line in file]
 
     def clean_up(self) -> None:
         """Removes what is left of a run that is over, where anything is."""

@@ -14,7 +14,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from torch import nn
 
-from methods import CENTRE
+from methods import CENTRE, Moment
 from methods.pretraining import general_accuracy
 from methods.training import LocalData
 
@@ -102,6 +102,25 @@ def _received(site: Site, model: nn.Module, data: LocalData, correct: torch.Tens
     return rows
 
 
+def course(site: Site, moment: Moment, server: Ref) -> list[dict[str, Any]]:
+    """Accuracy of the server's main model on everyone's test data of each experience so far, after a round.
+
+    Nothing where the clients hold the main model. After an experience's last round it is what `evaluate` says.
+    """
+    method, experience = site.method, moment.experience
+    kind, scope = next(iter(method.evaluates.items()))
+    if scope != "server":
+        return []
+    model, rows = method.predictor(kind, site.read(server), method.start_client(CENTRE), CENTRE), []
+    for tested in range(experience + 1):
+        data = site.test(CENTRE, tested)
+        if len(data):
+            candidates = site.candidates(CENTRE, experience, tested, told=kind in method.told)
+            correct = predictions(model, data, candidates) == data.labels
+            rows.append({"experience": experience, "round": moment.round, "tested": tested, **_score(correct)})
+    return rows
+
+
 def evaluate_general(site: Site, server: Ref, trained: int) -> list[dict[str, Any]]:
     """Accuracy in each general task of the foundation model after experience `trained` (-1: before any training)."""
     rows = []
@@ -127,3 +146,14 @@ def evaluate_models(
 def evaluate_foundation(workers: Workers, server: Ref, trained: int, when: str) -> list[dict[str, Any]]:
     """Prefect task: how well the server's model still does the foundation model's general tasks."""
     return workers.call(evaluate_general, server, trained)
+
+
+@task(
+    name="evaluate",
+    task_run_name="evaluate the course after round {moment.round} of experience {moment.experience}",
+    cache_policy=NO_CACHE,
+    log_prints=False,
+)
+def evaluate_course(workers: Workers, moment: Moment, server: Ref) -> list[dict[str, Any]]:
+    """Prefect task: how good the server's main model is after a round."""
+    return workers.call(course, moment, server)

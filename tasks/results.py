@@ -37,6 +37,7 @@ CURVES = {
     "accuracy": float,
     "samples": int,
 }
+COURSE = {"experience": int, "round": int, "tested": int, "accuracy": float, "samples": int}
 GENERAL = {"task": str, "trained": int, "accuracy": float, "samples": int}
 ROUNDS = {
     "experience": int,
@@ -48,6 +49,7 @@ ROUNDS = {
     "bytes_up": int,
     "bytes_down": int,
     "seconds": float,
+    "simulated": float,
     "admitted": bool,
     "reason": str,
 }
@@ -75,6 +77,11 @@ def write_results(run: Run) -> Path:
     if len(curves):
         curves.to_parquet(folder / "learning_curves.parquet", index=False)
         metrics |= transfer(curves)
+    course = frame(run.folder.records("course"), COURSE, ["experience", "round", "tested"])
+    if len(course):
+        course.to_parquet(folder / "course.parquet", index=False)
+    for name, rows in run.folder.tables().items():  # what the method recorded, as it did
+        pd.DataFrame(rows).to_parquet(folder / f"{name}.parquet", index=False)
     if run.built:
         general = frame(run.folder.records("general"), GENERAL, ["task", "trained"])
         general.to_parquet(folder / "general.parquet", index=False)

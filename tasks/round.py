@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from methods import Moment
 from randomness import generator
 
-from .evaluation import evaluate_foundation, evaluate_models, units
+from .evaluation import evaluate_course, evaluate_foundation, evaluate_models, units
 from .fusion import Job, finish, fuse_all, fuse_parts, join
 from .run import Run
 from .store import Ref
@@ -43,7 +44,8 @@ def play_round(run: Run, moment: Moment) -> None:
             f"admitted, run.min_clients is {run.experiment.run.min_clients} ({reasons})"
         )
     server = fuse_round(run, moment, verdicts, last)
-    record_round(run, moment, trained, verdicts, server)
+    course = evaluate_course.submit(run.workers, moment, server).result() if run.experiment.run.course else []
+    record_round(run, moment, trained, verdicts, server, course)
 
 
 def sample_clients(run: Run, moment: Moment) -> list[int]:
@@ -141,7 +143,12 @@ def fuse_round(run: Run, moment: Moment, verdicts: Sequence[Verdict], last: bool
 
 
 def record_round(
-    run: Run, moment: Moment, trained: Sequence[Trained], verdicts: Sequence[Verdict], server: Ref
+    run: Run,
+    moment: Moment,
+    trained: Sequence[Trained],
+    verdicts: Sequence[Verdict],
+    server: Ref,
+    course: Sequence[dict[str, Any]],
 ) -> None:
     """Writes the round into the journal, moves the run's progress on, and drops the files it no longer needs."""
     rows = []
@@ -157,6 +164,7 @@ def record_round(
                 "bytes_up": each.upload.size if each.upload else 0,
                 "bytes_down": each.broadcast.size if each.broadcast else 0,
                 "seconds": each.seconds,
+                "simulated": each.time,
                 "admitted": verdict.admitted,
                 "reason": verdict.reason,
             }
@@ -168,6 +176,7 @@ def record_round(
     run.folder.record("round", rows)
     run.folder.record("accuracy", [row for each in trained for row in each.accuracies])
     run.folder.record("curve", [row for each in trained for row in each.curves])
+    run.folder.record("course", course)
     run.progress.server = server
     run.advance(Moment(moment.experience, moment.round + 1))
 

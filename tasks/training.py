@@ -43,6 +43,7 @@ class Trained:
     steps: int = 0
     loss: float = float("nan")
     seconds: float = 0.0
+    time: float = 0.0  # simulated, see `Update.time`
     accuracies: list[dict[str, Any]] = field(default_factory=list)  # of the model before fusion, see `before_fusion`
     curves: list[dict[str, Any]] = field(default_factory=list)  # what the method watched, see `Client.watch`
     error: str = ""
@@ -103,6 +104,7 @@ def train_one(site: Site, moment: Moment, assignment: Assignment, last_round: bo
         steps=update.steps,
         loss=update.loss,
         seconds=time.perf_counter() - started,
+        time=update.time,
         accuracies=before_fusion(site, number, moment.experience, own.experience, update.model) if last_round else [],
         curves=curves,
     )

@@ -157,6 +157,7 @@ def test_tables_have_fixed_columns_and_types(run):
             "bytes_up": "int64",
             "bytes_down": "int64",
             "seconds": real,
+            "simulated": real,
             "admitted": "bool",
             "reason": text,
         }
