@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict
 import methods
 import models
 from errors import InputError, nearest
+from methods.devices import DeviceParameters
 from methods.training import TrainParameters
 from models.foundation import FoundationParameters
 from run_parameters import RunParameters
@@ -38,6 +39,7 @@ class Experiment(BaseModel):
     models: list[dict[str, Any]]  # client i has the i-th, round-robin
     train: TrainParameters
     foundation: FoundationParameters | None = None  # where the method works with one
+    devices: DeviceParameters | None = None  # where the method has a cost model
     seed: int
     run: RunParameters
 
@@ -52,7 +54,8 @@ class Experiment(BaseModel):
 
     def identity(self) -> dict[str, Any]:
         """All that determines the result, with defaults filled in."""
-        return self.model_dump(mode="json", exclude={"run", *(["foundation"] if self.foundation is None else [])})
+        without = {name for name in ("foundation", "devices") if getattr(self, name) is None}
+        return self.model_dump(mode="json", exclude={"run", *without})
 
     @property
     def digest(self) -> str:
@@ -83,7 +86,8 @@ def read(root: Path, sets: Sequence[str] = ()) -> dict[str, Any]:
         where = f", line {mark.line + 1}" if mark else ""
         raise InputError(f"{path.name}{where}: not valid YAML ({getattr(error, 'problem', error)})") from error
     sections = ("streams", "model", "train", "methods", "run")
-    several, about = (params.pop(name, None) if isinstance(params, dict) else None for name in ("models", "foundation"))
+    optional = ("models", "foundation", "devices")
+    several, *others = (params.pop(name, None) if isinstance(params, dict) else None for name in optional)
     found = ", ".join(map(str, params)) if isinstance(params, dict) else repr(params)
     if not isinstance(params, dict) or set(params) != set(sections):
         raise InputError(f"{path.name}: expected the sections {', '.join(sections)} (got {found})")
@@ -92,9 +96,10 @@ def read(root: Path, sets: Sequence[str] = ()) -> dict[str, Any]:
     for name in params["methods"]:
         methods.get(name)  # a misspelt section would be an experiment with defaults
     params["models"] = several or []
-    params["foundation"] = about or {}
-    section(params, "foundation")
-    sections = (*sections, "foundation")
+    for name, about in zip(optional[1:], others, strict=True):
+        params[name] = about or {}
+        section(params, name)
+    sections = (*sections, *optional[1:])
     touched: set[tuple[str, str]] = set()
     for key, value in map(_assignment, sets):
         if key == ["models"]:
@@ -180,6 +185,7 @@ def experiment(
     about = section(params["methods"], method, "methods.")
     wanted = kind.needs_foundation or _chosen("foundation", sets)  # a key that is set is checked, needed or not
     founded = foundation_parameters(params, stream, sets) if wanted else None
+    devices = checked(DeviceParameters, params["devices"], "devices")
     given = {**params["run"], **{key: value for key, value in run.items() if value is not None}}
     result = Experiment(
         method=method,
@@ -189,6 +195,7 @@ def experiment(
         models=networks,
         train=checked(TrainParameters, train, "train"),
         foundation=founded if kind.needs_foundation else None,
+        devices=devices if kind.needs_devices else None,
         seed=seed,
         run=checked(RunParameters, given, "run"),
     )

@@ -4,6 +4,7 @@ A round asks a method, in this order:
 
     start()                 server state before any training          (once)
     start_client(i)         client state before its first training    (once a client)
+    prepare(server, ...)    what the server decides before a round, and `tables` that tell of it
     broadcast(server, ...)  what goes down to each client
     train(client)           what a client does, keeps and sends back
     expects(server, ...)    the names, shapes and types that an honest upload has
@@ -24,7 +25,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 from torch import Tensor, nn
@@ -35,6 +36,7 @@ from models.foundation import Foundation
 from randomness import generator
 from validation import Section
 
+from .devices import Device
 from .state import Message, Moment, State
 from .training import Client, LocalData, TrainParameters, Update
 
@@ -59,6 +61,7 @@ class Setting:
     oracle: Callable[[int], LocalData] | None = None  # all clients' data until an experience; only where it is allowed
     foundation: Callable[[], Foundation] | None = None  # the frozen foundation model; shared: never change it
     task_aware: bool = False  # the experience of a sample is known when it is predicted (task-incremental)
+    devices: tuple[Device, ...] = ()  # the clients' simulated devices, where the method has a cost model
 
     @property
     def architecture(self) -> Architecture:
@@ -72,6 +75,10 @@ class Setting:
         """The common starting point of all methods of one seed, and of all clients with this architecture."""
         names = ("model", place) if place else ("model",)
         return self.architectures[place].initial(generator(self.seed, *names))
+
+    def state(self, model: nn.Module, client: int = CENTRE) -> dict[str, Tensor]:
+        """The tensors of a network that `load` gave."""
+        return self.architectures[self.place(client)].state(model)
 
     def load(self, tensors: Mapping[str, Tensor], client: int = CENTRE) -> nn.Module:
         """`client`'s network with copies of `tensors`, on the experiment's device."""
@@ -105,6 +112,8 @@ class Method(ABC):
     needs_public: ClassVar[bool] = False
     # Whether it works with a foundation model (the section `foundation`).
     needs_foundation: ClassVar[bool] = False
+    # Whether it works with the clients' simulated devices (the section `devices`): its updates say their `time`.
+    needs_devices: ClassVar[bool] = False
 
     class Params(Section):
         """The method's own section `methods.NAME` of params.yaml."""
@@ -127,6 +136,17 @@ class Method(ABC):
     def start(self) -> State:
         """The server state before any training. Default: nothing."""
         return State()
+
+    def prepare(self, server: State, clients: Sequence[int], moment: Moment) -> State:
+        """What the server decides before a round: the state that the round begins with. Default: as it is."""
+        return server
+
+    def tables(self, server: State, moment: Moment) -> Mapping[str, Sequence[Mapping[str, Any]]]:
+        """What `prepare` decided, as rows of plain values for the tables of the results, by their names. Default: none.
+
+        Every row of a table has the same keys; `experience` and `round` are put before them.
+        """
+        return {}
 
     def broadcast(self, server: State, clients: Sequence[int], moment: Moment) -> Mapping[int, Message | None]:
         """What goes down to each sampled client (None: nothing). One object for several clients is written once."""

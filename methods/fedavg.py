@@ -30,9 +30,14 @@ class FedAvg(Method):
         return dict.fromkeys(clients, Message(prefixed("model", server.part("model"))))
 
     def train(self, client: Client) -> Update:
-        model = self.setting.load(client.received.part("model"), client.id)
+        model = self.begin(client)
         loss, steps = fit(model, client, self.setting.train, self.objective(client))
-        return Update(client.state, Message(prefixed("model", model.state_dict())), model, loss, steps)
+        message = Message(prefixed("model", self.setting.state(model, client.id)))
+        return Update(client.state, message, model, loss, steps)
+
+    def begin(self, client: Client) -> nn.Module:
+        """The model that a client trains, as it received it."""
+        return self.setting.load(client.received.part("model"), client.id)
 
     def objective(self, client: Client):
         """The client's loss as a function of model and batch; what is computed once a round is computed here."""

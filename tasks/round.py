@@ -16,7 +16,7 @@ from .fusion import Job, finish, fuse_all, fuse_parts, join
 from .run import Run
 from .store import Ref
 from .training import Assignment, Trained, train_clients
-from .upload import Claim, Verdict, admit_uploads, write_broadcasts
+from .upload import Claim, Verdict, admit_uploads, open_round
 
 # A Prefect task costs about 5 ms here and 25 ms at the server (measured on 2 cores). A cohort that computes for half a
 # second keeps that near 5 %.
@@ -31,11 +31,11 @@ def play_round(run: Run, moment: Moment) -> None:
     """One round, from the server's state to its next; only what is admitted counts."""
     last = moment.round == run.site.rounds_in(moment.experience) - 1
     clients = sample_clients(run, moment)
-    broadcasts = run.workers.call(write_broadcasts, run.progress.server, clients, moment)
+    opening = run.workers.call(open_round, run.progress.server, clients, moment)
     kept = run.progress.clients
-    assignments = [Assignment(client, broadcasts[client], kept.get(client)) for client in clients]
+    assignments = [Assignment(client, opening.broadcasts[client], kept.get(client)) for client in clients]
     trained = train_all(run, moment, assignments, last)
-    verdicts = admit_all(run, moment, trained)
+    verdicts = admit_all(run, moment, opening.server, trained)
     admitted = [verdict for verdict in verdicts if verdict.admitted]
     if clients and len(admitted) < min(run.experiment.run.min_clients, len(clients)):
         reasons = "; ".join(sorted({verdict.reason for verdict in verdicts if verdict.reason}))
@@ -43,7 +43,9 @@ def play_round(run: Run, moment: Moment) -> None:
             f"experience {moment.experience}, round {moment.round}: {len(admitted)} of {len(clients)} clients were "
             f"admitted, run.min_clients is {run.experiment.run.min_clients} ({reasons})"
         )
-    server = fuse_round(run, moment, verdicts, last)
+    server = fuse_round(run, moment, opening.server, verdicts, last)
+    for name, decided in opening.tables.items():
+        run.folder.record(f"table:{name}", decided)
     course = evaluate_course.submit(run.workers, moment, server).result() if run.experiment.run.course else []
     record_round(run, moment, trained, verdicts, server, course)
 
@@ -109,7 +111,7 @@ def who(cohort: Sequence[Assignment]) -> str:
     return f"clients {', '.join(map(str, numbers[:8]))}{f' and {len(numbers) - 8} more' if len(numbers) > 8 else ''}"
 
 
-def admit_all(run: Run, moment: Moment, trained: Sequence[Trained]) -> list[Verdict]:
+def admit_all(run: Run, moment: Moment, server: Ref, trained: Sequence[Trained]) -> list[Verdict]:
     """The server's verdict on every client of the round; a client that sends nothing by design is admitted."""
     claims = [
         Claim(each.client, each.upload, each.broadcast.digest if each.broadcast else None)
@@ -118,7 +120,7 @@ def admit_all(run: Run, moment: Moment, trained: Sequence[Trained]) -> list[Verd
     ]
     verdicts = {}
     if claims:
-        judged = admit_uploads.submit(run.workers, run.progress.server, moment, claims).result()
+        judged = admit_uploads.submit(run.workers, server, moment, claims).result()
         verdicts = {verdict.client: verdict for verdict in judged}
     for each in trained:
         if each.error:
@@ -128,9 +130,9 @@ def admit_all(run: Run, moment: Moment, trained: Sequence[Trained]) -> list[Verd
     return [verdicts[each.client] for each in trained]
 
 
-def fuse_round(run: Run, moment: Moment, verdicts: Sequence[Verdict], last: bool) -> Ref:
+def fuse_round(run: Run, moment: Moment, server: Ref, verdicts: Sequence[Verdict], last: bool) -> Ref:
     """The next server state: one task for a fusion of one job, else one task a job and one that joins them."""
-    server, every = run.progress.server, run.experiment.run.save_every
+    every = run.experiment.run.save_every
     files = [verdict for verdict in verdicts if verdict.admitted and verdict.file]
     if not files and not last:
         return server

@@ -19,6 +19,7 @@ import torch
 import methods
 from errors import InputError
 from methods import CENTRE, Method, Moment, Setting, State
+from methods.devices import devices
 from methods.training import LocalData
 from models import Architecture
 from models.foundation import Foundation
@@ -87,6 +88,7 @@ class Site:
             oracle=(lambda experience: self.data(CENTRE, experience)) if kind.is_oracle(params) else None,
             foundation=lambda: self.foundation,
             task_aware=stream.task_aware,
+            devices=devices(experiment.devices, stream.clients, experiment.seed) if experiment.devices else (),
         )
         return kind(params, setting)
 

@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from prefect import task
@@ -70,6 +70,26 @@ def header(site: Site, client: int, moment: Moment, samples: int, parent: str | 
         "parent": parent,
         "values": dict(values),
     }
+
+
+class Opening(NamedTuple):
+    """How a round begins."""
+
+    server: Ref  # the server's state with what was decided for the round
+    broadcasts: dict[int, Ref | None]
+    tables: dict[str, list[dict[str, Any]]]  # what was decided, for the results
+
+
+def open_round(site: Site, server: Ref, clients: Sequence[int], moment: Moment) -> Opening:
+    """What the server decides before a round, and the messages to its clients."""
+    state = site.read(server)
+    prepared = site.method.prepare(state, clients, moment)
+    server = server if prepared is state else site.write(prepared)
+    tables = {
+        name: [{"experience": moment.experience, "round": moment.round, **row} for row in rows]
+        for name, rows in site.method.tables(prepared, moment).items()
+    }
+    return Opening(server, write_broadcasts(site, server, clients, moment), tables)
 
 
 def write_broadcasts(site: Site, server: Ref, clients: Sequence[int], moment: Moment) -> dict[int, Ref | None]:

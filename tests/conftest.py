@@ -55,7 +55,7 @@ STREAMS = {
         "model": {"name": "text_transformer", "vocabulary": 64, "tokens": 8, "width": 8, "heads": 2, "depth": 1},
         "foundation": {
             "general": ["even"],
-            "network": {"name": "text_transformer", "vocabulary": 64, "tokens": 8, "width": 8, "heads": 2, "depth": 1},
+            "network": {"name": "text_transformer", "vocabulary": 64, "tokens": 8, "width": 8, "heads": 2, "depth": 2},
         },
     },
     "devices": DIGITS | {"scenario": "self-centred", "arrival": "round-robin", "partition": {"kind": "iid"}},
@@ -84,8 +84,11 @@ def small_project(tmp_path_factory):
     params["methods"]["feddf"] |= {"steps": 5, "batch_size": 64}
     for name in ("dac", "dmc"):
         params["methods"][name]["consolidation"] |= {"iterations": 4, "batch_size": 8}
-    params["methods"]["fedcurv"] |= {"fisher_samples": 16}
-    params["foundation"] |= {"network": {"name": "mlp", "width": 40, "depth": 1}}
+    for name in ("fedcurv", "full_fedcurv", "full_fedewc"):
+        params["methods"][name] |= {"fisher_samples": 16}
+    for name in ("fedbe", "fedbe_static", "fedbe_random"):
+        params["methods"][name] |= {"added": 2}
+    params["foundation"] |= {"network": {"name": "vit_tiny", "width": 16, "depth": 2, "heads": 2}}
     params["foundation"]["pretraining"] |= {"epochs": 10, "learning_rate": 0.005}
     params["methods"]["large_small"] |= {"rank": 4}
     params["methods"]["large_small"]["surrogate"] |= {"per_class": 10}
@@ -118,6 +121,7 @@ class Laboratory:
         progress: the next moment and the references to the server's and the clients' states.
         rows: records of accuracy so far.
         general: records of accuracy in the foundation model's general tasks.
+        tables: what the server decided before the rounds, see `Method.tables`.
         rounds: (moment, trained clients, verdicts) of each round so far.
     """
 
@@ -136,6 +140,7 @@ class Laboratory:
         self.rows: list[dict] = []
         self.rounds: list[tuple] = []
         self.general: list[dict] = []
+        self.tables: dict[str, list[dict]] = {}
 
     @property
     def moment(self):
@@ -162,10 +167,12 @@ class Laboratory:
         """The first half of a round: sampling, broadcast, training, upload."""
         from tasks.round import sample_clients
         from tasks.training import Assignment, train_one
-        from tasks.upload import write_broadcasts
+        from tasks.upload import open_round
 
         clients = sample_clients(self, self.moment)  # asks of a run no more than its site and its experiment
-        broadcasts = write_broadcasts(self.site, self.progress.server, clients, self.moment)
+        self.progress.server, broadcasts, tables = open_round(self.site, self.progress.server, clients, self.moment)
+        for name, rows in tables.items():
+            self.tables.setdefault(name, []).extend(rows)
         kept = self.progress.clients
         assignments = [Assignment(client, broadcasts[client], kept.get(client)) for client in clients]
         return [train_one(self.site, self.moment, each, self.last_round) for each in assignments]
