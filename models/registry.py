@@ -179,6 +179,10 @@ class Architecture:
         """A freshly initialised state dict (parameters and buffers)."""
         return initialise(copy.deepcopy(self._template), generator).state_dict()
 
+    def state(self, model: nn.Module) -> dict[str, Tensor]:
+        """What `load` takes, of a network that it gave."""
+        return model.state_dict()
+
     def load(self, tensors: Mapping[str, Tensor], device: torch.device | str = "cpu") -> Classifier:
         """A network of its own that holds copies of `tensors`: training it leaves them as they are."""
         template = self._template.state_dict()
