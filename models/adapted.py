@@ -73,7 +73,7 @@ class Adapted(nn.Module):
             InputError: F is no transformer.
         """
         row = stack(self.foundation.backbone)
-        return {f"foundation.backbone.{row.path}.{place}": each for place, each in enumerate(row.blocks)}
+        return {f"foundation.backbone.{name}": each for name, each in zip(row.names, row.blocks, strict=True)}
 
     @property
     def units(self) -> dict[str, nn.Module]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from errors import InputError
 from randomness import generator
 
-from .blocks import Row, first, outputs, same_output, stack
+from .blocks import Row, first, outputs, same_output, stack, with_tokens
 from .foundation import Backbone
 from .initial import STD
 from .sharing import shared_copy
@@ -29,16 +29,23 @@ class AddedBlock(Row):
     def __init__(self, block: nn.Module, gated: bool) -> None:
         super().__init__(block)
         self.on = True
+        self.values: int | None = None  # in the tuple that the block returns, 0 where it is none; None before it ran
         self.gate = nn.Parameter(torch.zeros(1, device=next(block.parameters()).device)) if gated else None
 
     def forward(self, hidden: Tensor, *others: Any, **named: Any) -> Any:
         if not self.on:
-            return hidden
-        found = self.block(hidden, *others, **named)
+            if self.values is None:
+                self._run(hidden, *others, **named)
+            return (hidden, *[None] * (self.values - 1)) if self.values else hidden
+        found = self._run(hidden, *others, **named)
         if self.gate is None:
             return found
-        mixed = hidden + self.gate * (first(found) - hidden)
-        return (mixed, *found[1:]) if isinstance(found, tuple) else mixed
+        return with_tokens(found, hidden + self.gate * (first(found) - hidden))
+
+    def _run(self, hidden: Tensor, *others: Any, **named: Any) -> Any:
+        found = self.block(hidden, *others, **named)
+        self.values = len(found) if isinstance(found, tuple) else 0
+        return found
 
 
 def places(blocks: int, added: int, position: Position) -> tuple[int, ...]:
@@ -83,11 +90,11 @@ def expand(
         gated: whether copies have a gate; None finds out whether the network is the same without one.
         seed: of `random`.
     Raises:
-        InputError: the backbone is no transformer, or K does not divide L.
+        InputError: the backbone is no transformer, K does not divide L, or copies change what it computes even gated.
     Source: Wu et al., LLaMA Pro, ACL 2024, arXiv 2401.02415, section 3.2; gate: Bachlechner et al., ReZero, UAI 2021
     """
     if gated is None:
-        gated = not same_output(backbone, expand(backbone, added, position, gated=False), backbone.example())
+        gated = needs_gate(backbone, added, position)
     network, row = shared_copy(backbone), stack(backbone)
     stands = places(len(row.blocks), added, position)
     originals = list(network.get_submodule(row.path))
@@ -102,6 +109,18 @@ def expand(
     if start == "random":
         _draw(added_blocks(network), seed)
     return network.eval()
+
+
+def needs_gate(backbone: Backbone, added: int, position: Position) -> bool:
+    """Whether added blocks without a gate change what the network computes, as they do in a post-norm one.
+
+    Raises:
+        InputError: those with a gate do as well.
+    """
+    for gated in (False, True):
+        if same_output(backbone, expand(backbone, added, position, gated=gated), backbone.example()):
+            return gated
+    raise InputError(f"foundation: {type(backbone).__name__} cannot get blocks without changing what it computes")
 
 
 def _copy(block: nn.Module, gated: bool) -> nn.Module:
@@ -131,4 +150,3 @@ def _draw(blocks: Sequence[AddedBlock], seed: int) -> None:
 def added_blocks(network: nn.Module) -> list[AddedBlock]:
     """The added blocks of an expanded network, from the bottom."""
     return [each for each in network.modules() if isinstance(each, AddedBlock)]
-

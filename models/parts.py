@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from errors import InputError
 from randomness import generator
 
 from .adapter import Adapter
-from .blocks import Row, first, stack
+from .blocks import Row, first, stack, width, with_tokens
 from .expansion import Position, Start, expand
 from .foundation import Foundation
 from .initial import initialise
@@ -19,10 +20,12 @@ from .sharing import shared_copy
 
 
 def lora(foundation: Foundation, seed: int, rank: int) -> Foundation:
-    """Attention's layers have a low-rank part each: W + B A, B = 0 at the start.
+    """The backbone's adaptable layers have a low-rank part each: W + B A, B = 0 at the start.
 
     Through PEFT. A is drawn again from a generator of ours, since PEFT draws from torch's global one.
 
+    Raises:
+        InputError: the backbone has no such layers.
     Source: Hu et al., LoRA, ICLR 2022
     """
     from peft import LoraConfig, inject_adapter_in_model  # seconds
@@ -30,7 +33,11 @@ def lora(foundation: Foundation, seed: int, rank: int) -> Foundation:
     from .released_weights import Undrawn
 
     copied = shared_copy(foundation)
-    config = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=list(copied.backbone.adaptable))
+    names = list(copied.backbone.adaptable)
+    if not names:
+        raise InputError("foundation: the network has no layers for LoRA to adapt; choose another foundation or method")
+    transposed = not isinstance(copied.backbone.get_submodule(names[0]), nn.Linear)  # GPT-2's Conv1D
+    config = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=names, fan_in_fan_out=transposed)
     with Undrawn():
         inject_adapter_in_model(config, copied.backbone)
     draw = generator(seed, "psi", "lora")
@@ -64,7 +71,7 @@ class WithAdapter(Row):
 
     def forward(self, hidden: Tensor, *others: Any, **named: Any) -> Any:
         found = self.block(hidden, *others, **named)
-        return (self.adapter(first(found)), *found[1:]) if isinstance(found, tuple) else self.adapter(found)
+        return with_tokens(found, self.adapter(first(found)))
 
 
 def adapters(foundation: Foundation, seed: int, rank: int) -> Foundation:
@@ -83,13 +90,15 @@ def adapters(foundation: Foundation, seed: int, rank: int) -> Foundation:
     return copied
 
 
-def width(block: nn.Module) -> int:
-    """The length of a block's tokens: that of its normalisation."""
-    return next(each.weight.numel() for each in block.modules() if "norm" in type(each).__name__.lower())
-
-
 def biases(foundation: Foundation, seed: int) -> Foundation:
-    """All biases of the backbone. Source: Ben Zaken et al., BitFit, ACL 2022"""
+    """All biases of the backbone.
+
+    Raises:
+        InputError: it has none, as LLaMA has none.
+    Source: Ben Zaken et al., BitFit, ACL 2022
+    """
+    if not any(name.endswith("bias") for name, _ in foundation.backbone.named_parameters()):
+        raise InputError("foundation: the network has no biases to train; choose another foundation or method")
     return shared_copy(foundation, owns=lambda name: name.startswith("backbone.") and name.endswith("bias"))
 
 
@@ -118,9 +127,15 @@ def blocks(
 
 
 def top_blocks(foundation: Foundation, seed: int, added: int) -> Foundation:
-    """The `added` top blocks of the backbone themselves: no expansion (an ablation)."""
+    """The `added` top blocks of the backbone themselves: no expansion (an ablation).
+
+    Raises:
+        InputError: the backbone is no transformer, or has fewer blocks.
+    """
     row = stack(foundation.backbone)
-    last = [f"backbone.{row.path}.{place}." for place in range(len(row.blocks) - added, len(row.blocks))]
+    if added > len(row.blocks):
+        raise InputError(f"added must be at most the network's {len(row.blocks)} blocks (got {added})")
+    last = [f"backbone.{name}." for name in row.names[-added:]]
     return shared_copy(foundation, owns=lambda name: name.startswith(tuple(last)))
 
 

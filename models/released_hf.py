@@ -17,7 +17,8 @@ from .released_images import ImageBackbone, whole_patches
 from .released_weights import BRING, Undrawn, hub_folder, one_line
 
 # names that the library gives the linear layers for queries and values, or for queries, keys and values in one
-QUERIES_VALUES = ("query", "value", "q_proj", "v_proj", "q_lin", "v_lin", "c_attn", "query_key_value", "qkv")
+QUERIES_VALUES = ("query", "value", "q_proj", "v_proj", "q_lin", "v_lin", "q", "v")
+QUERIES_VALUES += ("c_attn", "query_key_value", "qkv", "Wqkv")
 
 
 def folder_of(parameters: FoundationParameters, root: Path) -> Path:

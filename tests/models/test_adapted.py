@@ -96,7 +96,10 @@ def test_training_psi_moves_psi_alone(part):
 def test_what_psi_is_of():
     width = NETWORKS["vit_tiny"]["width"]
     shapes = {
-        part: {name: tuple(each.shape) for name, each in Adapted(foundation_of(), CLASSES, part, 0, rank=RANK).psi().items()}
+        part: {
+            name: tuple(each.shape)
+            for name, each in Adapted(foundation_of(), CLASSES, part, 0, rank=RANK).psi().items()
+        }
         for part in PARTS
     }
     head = {"head.weight": (CLASSES, width), "head.bias": (CLASSES,)}
