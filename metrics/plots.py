@@ -123,6 +123,32 @@ def draw_over_time(courses: Mapping[str, pd.DataFrame], path: Path, title: str =
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), handlelength=3.2)
 
 
+def draw_allocation(table: pd.DataFrame, path: Path, title: str = "") -> None:
+    """Who trained which block when: a panel a block, from the bottom, and a row a client, from the fastest.
+
+    Args:
+        table: rows of experience, round, client, block, trains (bool) and speed, see `methods.fedbe`.
+    """
+    speeds = table.groupby("client")["speed"].first().sort_values(ascending=False)
+    rounds = table[["experience", "round"]].drop_duplicates().sort_values(["experience", "round"])
+    columns = pd.MultiIndex.from_frame(rounds)
+    blocks = sorted(table["block"].unique())
+    high = max(2.6, 1.2 + 0.14 * len(speeds))
+    with _axes(path, 1.6 + 2.1 * len(blocks), high, "") as outer:
+        figure = outer.figure
+        outer.remove()
+        figure.suptitle(f"{title}\nlight: trains the block, dark: does not, white: took no part", fontsize=9)
+        panels = figure.subplots(1, len(blocks), sharey=True, squeeze=False)[0]
+        for panel, block in zip(panels, blocks, strict=True):
+            own = table[table["block"] == block].pivot(index="client", columns=["experience", "round"], values="trains")
+            cells = own.reindex(index=speeds.index, columns=columns).astype(float).to_numpy()
+            panel.imshow(cells, cmap="cividis", vmin=0, vmax=1, aspect="auto", interpolation="none")
+            panel.set(title=f"block {block}: {np.nanmean(cells):.0%}", xlabel="round")
+            panel.grid(False)
+        panels[0].set(ylabel="client: speed", yticks=range(len(speeds)))
+        panels[0].set_yticklabels([f"{client}: {speed:.2f}" for client, speed in speeds.items()], fontsize=6)
+
+
 def _over_seeds(runs: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Mean and std (ddof 1, NaN for one seed) of `A_a` by experience."""
     return pd.concat(runs).groupby("experience")["average_accuracy"].agg(["mean", "std"])

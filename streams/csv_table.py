@@ -61,6 +61,13 @@ def decode(parameters: StreamParameters, root: Path, folder: Path) -> None:
         np.save(folder / "clients.npy", column.clients([table.column("client") for table in tables]))
 
 
+def all_texts(parameters: StreamParameters, root: Path) -> Iterator[str]:
+    """Every text of the source as the stream has it: cut to `length` bytes."""
+    for path in files(parameters, root).values():
+        for row in _Table(path, shown(path, root), parameters).texts():
+            yield row.tobytes().rstrip(b"\0").decode("utf-8", errors="ignore")
+
+
 class _Table:
     """One file: its texts as they are read, and what its other columns hold once all are.
 

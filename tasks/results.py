@@ -17,7 +17,7 @@ import pandas as pd
 from errors import InputError
 from methods import State
 from metrics.experts import transfer
-from metrics.plots import draw_accuracy, draw_comparison, draw_matrix
+from metrics.plots import draw_accuracy, draw_allocation, draw_comparison, draw_matrix
 from metrics.retention import general_retention
 from metrics.summary import over_experiences, summarise
 
@@ -38,6 +38,7 @@ CURVES = {
     "samples": int,
 }
 COURSE = {"experience": int, "round": int, "tested": int, "accuracy": float, "samples": int}
+DRAWN = {"allocation": draw_allocation}  # a method's own tables that have a figure
 GENERAL = {"task": str, "trained": int, "accuracy": float, "samples": int}
 ROUNDS = {
     "experience": int,
@@ -81,7 +82,10 @@ def write_results(run: Run) -> Path:
     if len(course):
         course.to_parquet(folder / "course.parquet", index=False)
     for name, rows in run.folder.tables().items():  # what the method recorded, as it did
-        pd.DataFrame(rows).to_parquet(folder / f"{name}.parquet", index=False)
+        table = pd.DataFrame(rows)
+        table.to_parquet(folder / f"{name}.parquet", index=False)
+        if name in DRAWN:
+            DRAWN[name](table, folder / f"{name}.png", run.experiment.title)
     if run.built:
         general = frame(run.folder.records("general"), GENERAL, ["task", "trained"])
         general.to_parquet(folder / "general.parquet", index=False)

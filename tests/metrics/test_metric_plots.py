@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 
-from metrics.plots import draw_accuracy, draw_comparison, draw_matrix
+from metrics.plots import draw_accuracy, draw_allocation, draw_comparison, draw_matrix
 from metrics.summary import over_experiences
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -41,5 +42,17 @@ def test_methods_are_compared_over_one_or_more_seeds(tmp_path, global_model, rou
     curves = {"fedavg": seeds, "local": seeds[:1], "joint": seeds}
     for name in ("first.png", "again.png"):
         draw_comparison(curves, tmp_path / name, "digits")
+    assert (tmp_path / "first.png").read_bytes().startswith(PNG)
+    assert (tmp_path / "first.png").read_bytes() == (tmp_path / "again.png").read_bytes()
+
+
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_an_allocation_is_drawn_with_clients_that_missed_rounds(tmp_path, blocks):
+    columns = ["experience", "round", "client", "block", "trains", "speed"]
+    cells = [(e, r, c, k, (r + c + k) % 2 == 0, 1 / (1 + c)) for e in (0, 1) for r in (0, 1) for c in range(3 - r)
+             for k in range(blocks)]  # fmt: skip
+    table = pd.DataFrame(cells, columns=columns)
+    for name in ("first.png", "again.png"):
+        draw_allocation(table, tmp_path / name, "fedbe on digits")
     assert (tmp_path / "first.png").read_bytes().startswith(PNG)
     assert (tmp_path / "first.png").read_bytes() == (tmp_path / "again.png").read_bytes()

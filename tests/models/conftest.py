@@ -180,7 +180,7 @@ def made(name: str, folder: Path) -> Pretrained:
     return Pretrained(name, foundation, folder, inputs, name not in PRE_NORM)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def one_thread():
     """Several for networks as small as these wait for each other most of the time."""
     before = torch.get_num_threads()
@@ -190,7 +190,7 @@ def one_thread():
 
 
 @pytest.fixture(scope="module")
-def pretrained(tmp_path_factory, one_thread) -> Callable[[str], Pretrained]:
+def pretrained(tmp_path_factory) -> Callable[[str], Pretrained]:
     known: dict[str, Pretrained] = {}
 
     def get(name: str) -> Pretrained:
