@@ -54,17 +54,15 @@ class FedBE(FineTuning):
         allocation: Rule = Field(
             "dynamic", description="by data and device, all blocks, a random subset, by device alone, by data alone"
         )
-        unassigned: Literal["on", "off"] = Field(
-            "on", description="whether a client uses blocks that it does not train"
-        )
+        unassigned: Literal["used", "skipped"] = Field("used", description="by a client: blocks that it does not train")
         kappa: float = Field(1.0, gt=0, description="time budget, as a share of the median time that all blocks take")
         eta: float = Field(0.1, ge=0, description="weight of coverage")
         refresh: int = Field(3, ge=1, description="R_a, rounds after which a client probes its scores again")
         probes: int = Field(1, ge=1, description="minibatches of a probe")
 
     def __init__(self, params: Params, setting: Setting) -> None:
-        if not params.expansion and params.unassigned == "off":
-            raise InputError(f"methods.{self.name}.unassigned: off needs expansion: true (got false)")
+        if not params.expansion and params.unassigned == "skipped":
+            raise InputError(f"methods.{self.name}.unassigned: skipped needs expansion: true (got false)")
         try:
             super().__init__(params, setting)
         except InputError as error:
@@ -181,7 +179,7 @@ class FedBE(FineTuning):
         for k, unit in enumerate(model.units.values()):
             chosen = k in client.received.values["blocks"]
             unit.requires_grad_(chosen)
-            unit.on = chosen or self.params.unassigned == "on"
+            unit.on = chosen or self.params.unassigned == "used"
         return model
 
     def train(self, client: Client) -> Update:

@@ -88,7 +88,7 @@ def small_project(tmp_path_factory):
         params["methods"][name] |= {"fisher_samples": 16}
     for name in ("fedbe", "fedbe_static", "fedbe_random"):
         params["methods"][name] |= {"added": 2}
-    params["foundation"] |= {"network": {"name": "vit_tiny", "width": 16, "depth": 2, "heads": 2}}
+    params["foundation"] |= {"network": {"name": "mlp", "width": 40, "depth": 1}}
     params["foundation"]["pretraining"] |= {"epochs": 10, "learning_rate": 0.005}
     params["methods"]["large_small"] |= {"rank": 4}
     params["methods"]["large_small"]["surrogate"] |= {"per_class": 10}
@@ -265,6 +265,16 @@ class Laboratory:
         return up, sum(each.broadcast.size for each in trained if each.broadcast)
 
 
+def transformer(method: str, stream: str) -> list[str]:
+    """What gives a method that fine-tunes transformers a small one."""
+    import methods
+    from methods.tuning import FineTuning
+
+    if not issubclass(methods.get(method), FineTuning) or stream == "texts":  # whose foundation model is one
+        return []
+    return [f"foundation.network.{key}" for key in ("name=vit_tiny", "width=16", "depth=2", "heads=2")]
+
+
 @pytest.fixture(scope="session")
 def laboratory(small_project, tmp_path_factory):
     """Opens an experiment: `laboratory("fedavg", "digits", seed=0, sets=["train.rounds=1"])`."""
@@ -273,7 +283,8 @@ def laboratory(small_project, tmp_path_factory):
     folder, number = tmp_path_factory.mktemp("stores"), itertools.count()
 
     def open_one(method: str, stream: str = "digits", seed: int = 0, sets=()) -> Laboratory:
-        spec = experiment(method, stream, seed, list(sets), small_project, device="cpu")
+        sets = [*transformer(method, stream), *sets]
+        spec = experiment(method, stream, seed, sets, small_project, device="cpu")
         return Laboratory(spec, small_project, str(folder / str(next(number))))
 
     return open_one
