@@ -73,6 +73,8 @@ def main() -> None:
     model = Adapted(foundation, 10, "blocks", 0, added=arguments.added or count)
     price = cost(model, spec.train)
     units = len(price.places)
+    if units < 2:
+        parser.error(f"--added must be at least 2: one block leaves nothing to rank (got {units})")
     subsets = [chosen for size in range(1, units + 1) for chosen in combinations(range(units), size)]
     subsets.sort(key=lambda chosen: (price.time(chosen[0], len(chosen)), chosen))
     subsets = [subsets[i * (len(subsets) - 1) // (min(MOST, len(subsets)) - 1)] for i in range(min(MOST, len(subsets)))]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from statistics import median
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .cost import Cost
-from .training import Batch, cuts
+from .training import Batch, minibatches
 
 Rule = Literal["dynamic", "all", "random", "compute", "data"]
 
@@ -21,8 +22,10 @@ class Choice(NamedTuple):
     utility: tuple[float, ...]  # u_ik of each block
     skew: float  # h_i
     time: float  # T(S_i) of one minibatch, in forward passes of one block
-    budget: float  # what T(S_i) was to stay below
-    fits: bool  # False: no subset did, so it is the top block alone
+    time_budget: float  # what T(S_i) may be
+    memory: float  # M(S_i), in numbers
+    memory_budget: float
+    fits: bool  # within both; if no subset is, it is the top block alone
 
     def told(self) -> dict[str, Any]:
         """In plain values."""
@@ -72,6 +75,12 @@ def utility(own: Tensor, mean: Tensor, h: float, covered: Tensor, eta: float) ->
     return (1 - h) * norm(mean) + h * norm(own) + eta / (1 + covered)
 
 
+def fits(cost: Cost, lowest: int, size: int, time: float, memory: float) -> bool:
+    """T <= time and M <= memory, but for rounding."""
+    slack = 1 + 1e-9
+    return cost.time(lowest, size) <= time * slack and cost.memory(lowest, size) <= memory * slack
+
+
 def select(u: Sequence[float], cost: Cost, time: float, memory: float) -> tuple[int, ...] | None:
     """The subset with the largest sum of u among those with T <= time and M <= memory; None where there is none.
 
@@ -87,7 +96,7 @@ def select(u: Sequence[float], cost: Cost, time: float, memory: float) -> tuple[
     for lowest in reversed(range(len(u))):
         above = sorted(range(lowest + 1, len(u)), key=lambda k: (-u[k], -k))
         for size in range(len(above) + 1, 0, -1):
-            if cost.time(lowest, size) <= time and cost.memory(lowest, size) <= memory:
+            if fits(cost, lowest, size, time, memory):
                 chosen = (lowest, *sorted(above[: size - 1]))
                 total = sum(u[k] for k in chosen)
                 if best is None or total > best[0]:
@@ -105,11 +114,10 @@ def budgets(
         samples: of each client's data.
         speeds: c_i.
     """
-    minibatches = [len(cuts(max(1, round(count)), batch_size)) - 1 for count in samples]
+    passes = [minibatches(round(count), batch_size) for count in samples]
     everything, _ = cost.all
-    rounds = torch.tensor([m * everything / c for m, c in zip(minibatches, speeds, strict=True)], dtype=torch.float64)
-    limit = kappa * float(rounds.quantile(0.5))
-    return [limit * c / m for m, c in zip(minibatches, speeds, strict=True)]
+    limit = kappa * median(m * everything / c for m, c in zip(passes, speeds, strict=True))
+    return [limit * c / m for m, c in zip(passes, speeds, strict=True)]
 
 
 def choose(rule: Rule, u: Tensor, h: float, cost: Cost, time: float, memory: float, draw: torch.Generator) -> Choice:
@@ -126,8 +134,10 @@ def choose(rule: Rule, u: Tensor, h: float, cost: Cost, time: float, memory: flo
     if rule in ("all", "data"):
         best = sorted(range(len(u)), key=lambda k: (-values[k], -k))
         found = tuple(range(len(u))) if rule == "all" else tuple(sorted(best[: (len(u) + 1) // 2]))
-        time = cost.time(found[0], len(found))
     else:
         found = select(values, cost, time, memory)
     blocks = found or (len(u) - 1,)
-    return Choice(blocks, tuple(values), h, cost.time(blocks[0], len(blocks)), time, found is not None)
+    lowest, size = blocks[0], len(blocks)
+    within = fits(cost, lowest, size, time, memory)
+    used = cost.time(lowest, size), time, cost.memory(lowest, size), memory
+    return Choice(blocks, tuple(values), h, *used, within)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -50,10 +51,12 @@ class Cost:
 def block_forwards(model: Adapted) -> float:
     """T of what a model trains, whatever that is: |S| is the trained parameters in its blocks, in blocks.
 
+    Blocks that are switched off cost nothing.
+
     With the head alone only the forward pass remains. 0 where the foundation model is no transformer.
     """
     try:
-        blocks = list(model.blocks.values())
+        blocks = [block for block in model.blocks.values() if getattr(block, "on", True)]
     except InputError:
         return 0.0
     sizes = [sum(each.numel() for each in block.parameters()) for block in blocks]
@@ -75,8 +78,11 @@ def cost(model: Adapted, train: TrainParameters) -> Cost:
 def activations(model: Adapted, batch_size: int) -> float:
     """How many numbers one block keeps of a minibatch for the backward pass, counted on an example.
 
-    Parameters are not counted, tensors that share memory once.
+    Parameters are not counted, tensors that share memory once. All units are trained, so for few of them it is an
+    upper bound. Counted on the CPU, so that a device's kernels do not change who trains what.
     """
+    if next(model.parameters()).device.type != "cpu":
+        model = copy.deepcopy(model).cpu()
     own = {each.untyped_storage().data_ptr() for each in model.parameters()}
     kept: dict[int, Tensor] = {}  # held, since what is freed might give its place to another
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from randomness import generator
 from validation import Section
@@ -24,6 +24,12 @@ class DeviceParameters(Section):
     memory: tuple[Share, ...] = Field(
         (1.0,), min_length=1, description="memory of each kind, as a share of what training all blocks needs"
     )
+
+    @model_validator(mode="after")
+    def _of_each_kind(self) -> DeviceParameters:
+        if len(self.memory) not in (1, len(self.speeds)):
+            raise ValueError(f"memory must have one number, or one for each of the {len(self.speeds)} speeds")
+        return self
 
 
 @dataclass(frozen=True)

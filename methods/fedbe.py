@@ -25,6 +25,8 @@ from .training import Client, Update
 from .tuning import FineTuning
 
 SCORE, LABELS = "probe.score", "probe.labels"  # what a probing client sends beside the model
+KNOWN = ("scores", "labels", "samples")  # what the server knows of each client's data in this experience
+LARGEST = 2**31  # no honest client has as many samples, nor such gradients
 
 
 @register("fedbe")
@@ -89,19 +91,21 @@ class FedBE(FineTuning):
 
     def start(self) -> State:
         state, clients, classes = super().start(), self.setting.clients, self.setting.architecture.classes
-        known = {"scores": torch.zeros(clients, len(self.units)), "labels": torch.zeros(clients, classes).long()}
-        return State({**state.tensors, **known}, {"probed": [None] * clients, "choices": {}})
+        empty = {"scores": torch.zeros(clients, len(self.units)), "labels": torch.zeros(clients, classes).long()}
+        empty["samples"] = torch.zeros(clients).long()
+        return State({**state.tensors, **empty}, {"probed": [None] * clients, "choices": {}})
 
     def prepare(self, server: State, clients: Sequence[int], moment: Moment) -> State:
         """Chooses S_i for the round's clients, one after another in a drawn order."""
-        params, setting, scores, labels = self.params, self.setting, server.tensors["scores"], server.tensors["labels"]
-        samples, everyones = labels.sum(dim=1).float(), labels.sum(dim=0)
-        mean = samples @ scores / samples.sum().clamp(min=1)
+        params, setting, labels = self.params, self.setting, server.tensors["labels"]
+        scores, samples = (server.tensors[name].double() for name in ("scores", "samples"))
+        known, everyones = samples * (labels.sum(dim=1) > 0), labels.sum(dim=0)
+        mean = known @ scores / known.sum().clamp(min=1)
         counts = torch.where(samples > 0, samples, samples[samples > 0].mean() if samples.any() else 1.0).tolist()
         speeds = [device.speed for device in setting.devices]
         limits = budgets(self.cost, counts, speeds, setting.train.batch_size, params.kappa)
         draw = generator(setting.seed, "server", "allocation", *moment)
-        covered, choices = torch.zeros(len(self.units)), {}
+        covered, choices = torch.zeros(len(self.units), dtype=torch.float64), {}
         for client in (clients[place] for place in torch.randperm(len(clients), generator=draw).tolist()):
             h, memory = skew(labels[client], everyones), setting.devices[client].memory * self.cost.all[1]
             u = utility(scores[client], mean, h, covered, params.eta)
@@ -114,7 +118,7 @@ class FedBE(FineTuning):
         """`allocation`, a row for each client and block: whether it trains the block, and why."""
         rows = []
         for client, choice in server.values["choices"].items():
-            common = {name: choice[name] for name in ("skew", "time", "budget", "fits")}
+            common = {name: choice[name] for name in ("skew", "time", "time_budget", "memory", "memory_budget", "fits")}
             common["speed"] = self.setting.devices[int(client)].speed
             for k, u in enumerate(choice["utility"]):
                 about = {"client": int(client), "block": k, "trains": k in choice["blocks"], "utility": u}
@@ -132,7 +136,9 @@ class FedBE(FineTuning):
         return messages
 
     def probes(self, server: State, client: int, moment: Moment) -> bool:
-        """Whether the client's scores are to be refreshed in this round."""
+        """Whether the client's scores are to be refreshed in this round; never where nobody looks at them."""
+        if self.params.allocation not in ("dynamic", "data"):
+            return False
         last = server.values["probed"][client]
         return last is None or moment.round - last >= self.params.refresh
 
@@ -147,30 +153,26 @@ class FedBE(FineTuning):
 
     def check(self, message: Message) -> None:
         for name in (SCORE, LABELS):
-            if name in message.tensors and (message.tensors[name] < 0).any():
-                raise ValueError(f"{name} must be at least 0")
+            if name in message.tensors and not ((message.tensors[name] >= 0) & (message.tensors[name] < LARGEST)).all():
+                raise ValueError(f"{name} must be from 0 to below {LARGEST:g}")
 
     def fuse(self, job: str, server: State, uploads: Sequence[Upload], moment: Moment) -> State:
         fused = super().fuse(job, server, uploads, moment)
-        scores, labels, probed = (
-            server.tensors["scores"].clone(),
-            server.tensors["labels"].clone(),
-            list(server.values["probed"]),
-        )
+        tables = {name: server.tensors[name].clone() for name in KNOWN}
+        probed = list(server.values["probed"])
         for upload in uploads:
-            tensors = upload.message.tensors
-            if SCORE in tensors:
-                scores[upload.client], labels[upload.client] = tensors[SCORE], tensors[LABELS]
-                probed[upload.client] = moment.round
+            tensors, client = upload.message.tensors, upload.client
+            tables["samples"][client] = upload.samples
+            if SCORE in tensors and tensors[LABELS].sum() == upload.samples:  # else it is asked again
+                tables["scores"][client], tables["labels"][client] = tensors[SCORE], tensors[LABELS]
+                probed[client] = moment.round
         kept = {name: each for name, each in fused.tensors.items() if name not in (SCORE, LABELS)}
-        return State({**kept, "scores": scores, "labels": labels}, {**fused.values, "probed": probed})
+        return State({**kept, **tables}, {**fused.values, "probed": probed})
 
     def end_experience(self, server: State, experience: int) -> State:
         """What the data of this experience needed says nothing about those of the next."""
         fresh = self.start()
-        return State(
-            {**server.tensors, "scores": fresh.tensors["scores"], "labels": fresh.tensors["labels"]}, fresh.values
-        )
+        return State({**server.tensors, **{name: fresh.tensors[name] for name in KNOWN}}, fresh.values)
 
     # the client
 

@@ -64,6 +64,12 @@ def cuts(count: int, size: int) -> list[int]:
     return places
 
 
+def minibatches(count: int, size: int) -> int:
+    """How many minibatches of `size` there are in `count` samples, at least 1; see `cuts`."""
+    full, rest = divmod(count, size)
+    return max(1, full + (rest > 1))
+
+
 class LocalData:
     """The samples of one client in one experience, kept as uint8; images are turned to float batch by batch.
 

@@ -29,7 +29,8 @@ class Tunable:
     Args:
         base: the stream's own architecture, for the shape of its inputs and its classes.
         foundation: gives F.
-        part: see `Adapted`, with its `options`.
+        part: see `Adapted`.
+        settings: the part's own options.
         seed: of the part's initial values.
     """
 
@@ -37,7 +38,7 @@ class Tunable:
     foundation: Callable[[], Foundation]
     part: str
     seed: int
-    options: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -51,10 +52,14 @@ class Tunable:
     def classes(self) -> int:
         return self.base.classes
 
+    @property
+    def options(self) -> Mapping[str, object]:
+        return self.base.options
+
     @cached_property
     def template(self) -> Adapted:
         """Never changed. Raises InputError where F has no such part."""
-        return Adapted(self.foundation(), self.classes, self.part, self.seed, **self.options)
+        return Adapted(self.foundation(), self.classes, self.part, self.seed, **self.settings)
 
     def initial(self, draw: torch.Generator) -> dict[str, Tensor]:
         """The part before any training: most parts change nothing then, whatever is drawn."""

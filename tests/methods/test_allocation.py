@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from methods.allocation import budgets, choose, norm, select, skew, utility
 from methods.cost import Cost
+from methods.training import cuts, minibatches
 from randomness import generator
 
 
@@ -111,4 +112,18 @@ def test_where_nothing_fits_the_top_block_is_trained_and_said_so():
     found = choose("dynamic", torch.ones(2), 0.25, Cost(4, (1, 3)), 1.0, 1e9, generator(0))
     assert found.blocks == (1,)
     assert not found.fits
-    assert found.time > found.budget
+    assert found.time > found.time_budget
+
+
+@given(st.integers(1, 300), st.integers(2, 40))
+def test_minibatches_are_counted_as_they_are_made(count, size):
+    assert minibatches(count, size) == len(cuts(count, size)) - 1
+
+
+@given(st.lists(st.floats(0.1, 2.0), min_size=1, max_size=9), st.integers(1, 100))
+def test_the_median_client_can_train_all_blocks(speeds, samples):
+    """Its budget is the time of all blocks, but for rounding, which must not cost it one."""
+    price, speeds = Cost(9, (2, 5, 8)), sorted(speeds)
+    limits = budgets(price, [samples] * len(speeds), speeds, 8, 1.0)
+    for limit in limits[len(speeds) // 2 :]:
+        assert select([1.0] * 3, price, limit, price.all[1]) == (0, 1, 2)
