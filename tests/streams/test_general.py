@@ -97,7 +97,11 @@ def test_labels_are_of_the_whole_source_not_of_one_stream(tmp_path):
             "foundation.general: raw/train.parquet: 'img' is struct<bytes: binary, path: null>, not a",
         ),
         ("label", "parquet:raw", "foundation.general: 'label' is the column of the stream's own labels; name another"),
-        ("kind", "csv:raw", "foundation.general: source csv:raw has no labels but its own (got 'kind'); digits and "),
+        (
+            "kind",
+            "csv:raw",
+            "foundation.general: source csv:raw has no labels but its own (got 'kind'); digits, parquet",
+        ),
         ("kind", "folder:raw", "foundation.general: source folder:raw has no labels but its own (got 'kind')"),
     ],
 )
@@ -198,3 +202,17 @@ def test_a_source_that_does_not_fit_is_named(source, kind, said, stream, tmp_pat
         foreign(source, opened, tmp_path)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_the_agency_of_a_news_story_is_the_first_that_it_names(tmp_path):
+    """AG News' layout: class, title, description."""
+    stories = [
+        "Oil up (Reuters),Reuters - said the AP",
+        "Film,a new one",
+        "Rain (AP),heavy",
+        "Vote,AFP - Paris reports",
+    ]
+    (tmp_path / "news.csv").write_text("".join(f"{1 + i % 2},{story}\n" for i, story in enumerate(stories)))
+    parameters = about("csv:news.csv")
+    labels = np.array([0, 1, 0, 1])
+    assert general_labels("agency", parameters, labels, tmp_path).tolist() == [2, 0, 1, 3]
