@@ -24,8 +24,8 @@ def general_labels(task: str, parameters: StreamParameters, labels: np.ndarray, 
     """(N,) int64 from 0, the labels of all samples of a stream's source in the general task `task`.
 
     Args:
-        task: `parity` or `above_four` for digits, a column of integers or names for Parquet, `agency` for CSV: which news
-            agency a story names first (1 AP, 2 Reuters, 3 AFP; 0 none).
+        task: `parity` or `above_four` for digits, a column of integers or names for Parquet, `agency` for CSV:
+            which news agency a story names first (1 AP, 2 Reuters, 3 AFP; 0 none).
         labels: (N,) int64, the source's own labels.
     Raises:
         InputError: the source has no such labels.

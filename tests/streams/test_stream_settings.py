@@ -212,7 +212,8 @@ NAMED = [name for name in PARAMS["streams"] if name.startswith("digits")]
 @pytest.mark.parametrize("name", NAMED)
 def test_the_named_digits_streams_are_built_and_drawn(tmp_path, name):
     stream = build(name, stream_parameters(PARAMS, name), tmp_path)
-    assert stream.clients == (1 if name == "digits-single" else 5) and stream.task_aware == (name == "digits-task")
+    assert stream.clients == {"digits-single": 1, "digits-tuning": 20, "digits-tuning-single": 20}.get(name, 5)
+    assert stream.task_aware == (name in ("digits-task", "digits-tuning"))
     assert stream.summary()["train"].sum() == stream.describe()["train"].sum()
     draw(stream, tmp_path / "stream.png")
     assert (tmp_path / "stream.png").read_bytes().startswith(b"\x89PNG")
