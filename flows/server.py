@@ -58,6 +58,11 @@ class TemporaryServer:
                     return
             except (urllib.error.URLError, OSError):
                 time.sleep(0.05)
+        if self.process.poll() is not None:
+            raise RuntimeError(
+                f"the temporary Prefect server ended with status {self.process.returncode} before it answered; try "
+                "again, or start one with `prefect server start` and set PREFECT_API_URL"
+            )
         raise RuntimeError(
             f"the temporary Prefect server did not start within {START_LIMIT} s; start one with `prefect server start` "
             "and set PREFECT_API_URL"

@@ -102,7 +102,7 @@ def images(parameters: DataParameters, setting: Setting, experience: int) -> Ima
         if not parameters.allow_oracle or setting.oracle is None:
             raise InputError(
                 "methods.*.data.source: original is the devices' own data, which no federation may see; say "
-                "data.allow_oracle=true to measure what it would give"
+                "--set methods.*.data.allow_oracle=true, with the method's name for *, to measure what it would give"
             )
         data = setting.oracle(experience)
     else:

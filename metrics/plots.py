@@ -126,6 +126,8 @@ def draw_over_time(courses: Mapping[str, pd.DataFrame], path: Path, title: str =
 def draw_allocation(table: pd.DataFrame, path: Path, title: str = "") -> None:
     """Who trained which block when: a panel a block, from the bottom, and a row a client, from the fastest.
 
+    A panel's title says in what share of the clients' turns the block was trained; lines part the experiences.
+
     Args:
         table: rows of experience, round, client, block, trains (bool) and speed, see `methods.fedbe`.
     """
@@ -143,7 +145,9 @@ def draw_allocation(table: pd.DataFrame, path: Path, title: str = "") -> None:
             own = table[table["block"] == block].pivot(index="client", columns=["experience", "round"], values="trains")
             cells = own.reindex(index=speeds.index, columns=columns).astype(float).to_numpy()
             panel.imshow(cells, cmap="cividis", vmin=0, vmax=1, aspect="auto", interpolation="none")
-            panel.set(title=f"block {block}: {np.nanmean(cells):.0%}", xlabel="round")
+            panel.set(title=f"block {block}: {np.nanmean(cells):.0%}", xlabel="round, over all experiences")
+            for place in np.flatnonzero(rounds["round"].to_numpy() == 0)[1:]:
+                panel.axvline(place - 0.5, color="white", linewidth=1)
             panel.grid(False)
         panels[0].set(ylabel="client: speed", yticks=range(len(speeds)))
         panels[0].set_yticklabels([f"{client}: {speed:.2f}" for client, speed in speeds.items()], fontsize=6)

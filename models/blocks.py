@@ -74,7 +74,10 @@ def stack(network: nn.Module) -> Stack:
         and outputs(row[0])
     }
     if not rows:
-        raise InputError(f"foundation: {type(network).__name__} has no row of transformer blocks; choose a transformer")
+        raise InputError(
+            "foundation: this network has no row of transformer blocks, each with an attention and an MLP; choose a "
+            f"transformer, such as foundation.network.name=vit_tiny (got {type(network).__name__})"
+        )
     path = max(rows, key=lambda path: len(rows[path]))
     names = (f"{path}.{name}" for name, _ in network.get_submodule(path).named_children())
     return Stack(path, tuple(names), rows[path])
