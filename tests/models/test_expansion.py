@@ -72,7 +72,7 @@ def test_the_network_says_it_as_well(pretrained):
 
 
 def test_what_is_no_transformer_is_refused(pretrained):
-    with pytest.raises(InputError, match=r"foundation: OwnNetwork has no row of transformer blocks"):
+    with pytest.raises(InputError, match=r"foundation: this network has no row of transformer blocks.*got OwnNetwork"):
         expand(pretrained("resnet18").backbone, 1)
 
 
