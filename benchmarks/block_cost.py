@@ -23,18 +23,18 @@ from pathlib import Path
 import torch
 from scipy.stats import spearmanr
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from methods.cost import cost
+from models.adapted import Adapted
+from parameters import experiment
+from streams.stream import build
+from tasks.files import write_json
+from tasks.foundation import open_foundation
+from tasks.run import foundation_of
+from tasks.site import prepare_process, resolve_device
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from methods.cost import cost  # noqa: E402
-from models.adapted import Adapted  # noqa: E402
-from parameters import experiment  # noqa: E402
-from streams.stream import build  # noqa: E402
-from tasks.files import write_json  # noqa: E402
-from tasks.foundation import open_foundation  # noqa: E402
-from tasks.run import foundation_of  # noqa: E402
-from tasks.site import prepare_process, resolve_device  # noqa: E402
-
 MOST = 40  # subsets that are timed
 
 
