@@ -11,15 +11,16 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("methods", "models", "streams", "metrics", "tasks", "flows")
-MODULES = ("cli", "errors", "parameters", "randomness")
+MODULES = ("cli", "errors", "multitask", "parameters", "randomness")
 # What a package may import of the project, besides itself.
 ALLOWED = {
-    "models": {"errors", "randomness"},
-    "streams": {"errors", "randomness"},
+    "models": {"errors", "multitask", "randomness"},
+    "streams": {"errors", "multitask", "randomness"},
     "metrics": {"errors"},
-    "methods": {"errors", "randomness", "models"},
-    "tasks": {"errors", "randomness", "models", "methods", "streams", "metrics", "parameters"},
+    "methods": {"errors", "multitask", "randomness", "models"},
+    "tasks": {"errors", "multitask", "randomness", "models", "methods", "streams", "metrics", "parameters"},
     "errors": set(),
+    "multitask": set(),
     "randomness": set(),
     "parameters": {"errors", "models", "methods", "streams"},
 }
