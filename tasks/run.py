@@ -88,7 +88,9 @@ class Run:
 
     def basis(self) -> dict[str, str]:
         """Digests of what the result depends on besides the parameters."""
-        sources = sorted(path for name in SOURCES for path in (PROJECT / name).rglob("*.py"))
+        sources = sorted(
+            [*(path for name in SOURCES for path in (PROJECT / name).rglob("*.py")), PROJECT / "multitask.py"]
+        )
         code = hashlib.sha256()
         for path in sources:
             code.update(path.read_bytes())
