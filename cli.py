@@ -140,13 +140,20 @@ def compare(
 ) -> None:
     """The comparison table over results/, and where methods were measured over simulated time, their speed-ups."""
     from metrics.comparison import collect, table, to_rich
+    from metrics.task_measures import task_rows
+    from metrics.task_measures import to_rich as tasks_to_rich
     from metrics.time_comparison import over_time
     from metrics.time_comparison import to_rich as times_to_rich
     from parameters import project_root
 
     results = project_root() / "results"
     runs = collect(results, stream)
-    console.print(to_rich(table(runs)))
+    summary = table(runs)
+    console.print(to_rich(summary))
+    for name, of_stream in summary.groupby(level="stream"):
+        header, rows = task_rows(of_stream.dropna(axis="columns", how="all"))
+        if rows:
+            console.print(tasks_to_rich(name, header, rows))
     for compared in over_time(results, runs):
         console.print(times_to_rich(compared))
 

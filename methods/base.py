@@ -13,6 +13,7 @@ A round asks a method, in this order:
     fuse(job, ...)          one job: a part of the next server state; a long one is `fuse_on`
     join(server, parts)     the next server state
     end_experience(...)     what changes when an experience ends
+    finish(client)          a client's last step, after all rounds
     predictor(kind, ...)    the models to be evaluated
     general(server)         the same for a foundation model's general tasks
 
@@ -62,6 +63,8 @@ class Setting:
     foundation: Callable[[], Foundation] | None = None  # the frozen foundation model; shared: never change it
     task_aware: bool = False  # the experience of a sample is known when it is predicted (task-incremental)
     devices: tuple[Device, ...] = ()  # the clients' simulated devices, where the method has a cost model
+    # Where clients have different tasks: which architecture each has; all are parts of the first, the server's.
+    parts: tuple[int, ...] = ()
 
     @property
     def architecture(self) -> Architecture:
@@ -69,12 +72,20 @@ class Setting:
 
     def place(self, client: int) -> int:
         """Which of the architectures `client` has; the server and the centre have the first."""
-        return client % len(self.architectures) if client >= 0 else 0
+        if client < 0:
+            return 0
+        return self.parts[client] if self.parts else client % len(self.architectures)
 
     def initial_model(self, place: int = 0) -> dict[str, Tensor]:
         """The common starting point of all methods of one seed, and of all clients with this architecture."""
+        if self.parts:
+            return self.part(self.architecture.initial(generator(self.seed, "model")), place)
         names = ("model", place) if place else ("model",)
         return self.architectures[place].initial(generator(self.seed, *names))
+
+    def part(self, tensors: Mapping[str, Tensor], place: int) -> dict[str, Tensor]:
+        """Of the server's network those tensors that the one at `place` has; all where clients have the same tasks."""
+        return {name: tensors[name] for name in self.architectures[place].names} if self.parts else dict(tensors)
 
     def state(self, model: nn.Module, client: int = CENTRE) -> dict[str, Tensor]:
         """The tensors of a network that `load` gave."""
@@ -112,6 +123,10 @@ class Method(ABC):
     needs_public: ClassVar[bool] = False
     # Whether it works with a foundation model (the section `foundation`).
     needs_foundation: ClassVar[bool] = False
+    # Whether it knows streams in which clients have different tasks; `register` says so, it is not inherited.
+    multitask: ClassVar[bool] = False
+    # Whether clients take a last step after all rounds, see `finish`.
+    finishes: ClassVar[bool] = False
     # Whether it works with the clients' simulated devices (the section `devices`): its updates say their `time`.
     needs_devices: ClassVar[bool] = False
 
@@ -202,6 +217,13 @@ class Method(ABC):
     def train(self, client: Client) -> Update:
         """What a client does in a round."""
 
+    def finish(self, client: Client) -> Update:
+        """A client's last step, after all rounds of the last experience; `received` is the last broadcast.
+
+        Asked where `finishes`, of each client that has data in the last experience; nothing is sent back.
+        """
+        raise NotImplementedError(f"{self.name} has no last step")
+
     # what is measured
 
     @abstractmethod
@@ -224,11 +246,15 @@ class Method(ABC):
 _methods: dict[str, type[Method]] = {}
 
 
-def register(name: str) -> Callable[[type[Method]], type[Method]]:
-    """Makes a method known by `name` to params.yaml, the command line and the conformance tests."""
+def register(name: str, multitask: bool = False) -> Callable[[type[Method]], type[Method]]:
+    """Makes a method known by `name` to params.yaml, the command line and the conformance tests.
+
+    Args:
+        multitask: it knows streams in which clients have different tasks (source `tasks`).
+    """
 
     def add(method: type[Method]) -> type[Method]:
-        method.name = name
+        method.name, method.multitask = name, multitask
         method.summary = (method.__doc__ or name).strip().splitlines()[0].rstrip(".")
         _methods[name] = method
         return method

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -127,6 +127,7 @@ class Client:
     # Measures a model on the client's own test data of this experience, among its classes; nothing comes back. Names
     # the training that the model is in (`scratch`) and its epochs so far: the learning curves of the results.
     watch: Callable[[str, int, nn.Module], None] = lambda training, epoch, model: None
+    draws: str = ""  # which of several trainings in one round this is, where each draws by itself
 
     @cached_property
     def known(self) -> tuple[int, ...]:
@@ -161,7 +162,8 @@ class Client:
     def generator(self, purpose: str) -> torch.Generator:
         """This client's own stream of randomness for `purpose` in this round."""
         experience, round = self.moment
-        return generator(self.seed, "client", self.id, "experience", experience, "round", round, purpose)
+        which = (self.draws,) if self.draws else ()
+        return generator(self.seed, "client", self.id, "experience", experience, "round", round, *which, purpose)
 
 
 @dataclass(frozen=True)
@@ -176,6 +178,9 @@ class Update:
     # Simulated time of the training: forward passes of one block over a minibatch on a device of speed 1, divided by
     # the device's speed; 0 where the method has no cost model.
     time: float = 0.0
+    # Rows of plain values for the tables of the results, by their names: what the client decided. All rows of a table
+    # have the same keys; experience, round and client are put before them.
+    tables: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, classes: Sequence[int]) -> Tensor:

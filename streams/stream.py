@@ -49,6 +49,8 @@ class Stream:
         labels: (N,) int64, the source's.
     """
 
+    layout = None
+
     def __init__(self, record: dict, manifest: Manifest, source: Source, root: Path) -> None:
         self.name: str = record["name"]
         self.digest: str = record["digest"]
