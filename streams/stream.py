@@ -24,6 +24,7 @@ from streams.atomic import written_whole
 from streams.deal import deal
 from streams.manifest import TEST, TRAIN, Manifest
 from streams.parameters import StreamParameters
+from streams.pattern import Patterns
 from streams.plan import Plan
 from streams.sources import Source, load, load_known
 
@@ -41,8 +42,9 @@ class Stream:
         parameters: what it was built from.
         digest: 64 hexadecimal digits that cover parameters, source, plan and manifest.
         classes, clients, experiences: how many there are.
-        shape: (C, H, W) of an image, (L,) of a text as bytes.
-        modality: "image" or "text".
+        shape: (C, H, W) of an image, (L,) of a text as bytes, (layout.width,) of a record.
+        modality: "image", "text" or, of a multi-task stream, "record".
+        layout: how a record is laid out, and its tasks; None of images and texts.
         task_aware: the experience of a test sample is known, so predictions are made among its classes only.
         plan: who meets which class and domain when.
         inputs: (N, *shape) uint8, the source's, memory-mapped and read-only; `load` gives them as a client sees them.
@@ -57,7 +59,9 @@ class Stream:
         self.experiences = self.parameters.experiences
         self.classes = source.classes
         self.shape = tuple(source.inputs.shape[1:])
-        self.modality = "text" if len(self.shape) == 1 else "image"
+        self.layout = source.layout
+        self.modality = "record" if source.layout else "text" if len(self.shape) == 1 else "image"
+        self._patterns = Patterns.of(self.parameters, source.layout, source.classes)
         self.task_aware = self.parameters.scenario == "task-incremental"
         self.inputs = source.inputs
         self.labels = source.labels
@@ -111,6 +115,11 @@ class Stream:
         """How late `client` is, in experiences, in [0, 1]; at least one client is at 0."""
         self._check(client, 0)
         return float(self.plan.behind[client])
+
+    def tasks_of(self, client: int) -> tuple[str, ...]:
+        """The tasks that `client` ever has, in the layout's order; of an ordinary stream "classify"."""
+        self._check(client, 0)
+        return tuple(name for name, held in zip(self._patterns.names, self._patterns.held[client], strict=True) if held)
 
     def present(self, client: int, experience: int) -> bool:
         """Whether `client` is in the federation in `experience`."""
@@ -193,9 +202,10 @@ def build(name: str, parameters: StreamParameters, root: Path) -> Stream:
     groups = _groups(source, parameters)
     if parameters.domain and len(source.inputs.shape) != 4:
         raise InputError(f"scenario domain-incremental changes images, and {parameters.source} has none")
-    plan = scenario.plan(parameters, source.classes)
-    manifest = deal(source.labels, source.is_test, plan, parameters, groups)
-    promises.check(manifest, source.labels, plan, parameters.overlap, groups)
+    plan = scenario.plan(parameters, source.classes, source.layout)
+    patterns = Patterns.of(parameters, source.layout, source.classes)
+    manifest = deal(source.labels, source.is_test, plan, parameters, groups, patterns.of_label)
+    promises.check(manifest, source.labels, plan, parameters.overlap, groups, patterns)
     record = {
         "format": FORMAT,
         "name": name,
@@ -205,9 +215,9 @@ def build(name: str, parameters: StreamParameters, root: Path) -> Stream:
         "shape": list(source.inputs.shape[1:]),
         "plan": plan.to_record(),
     }
-    record["digest"] = records.digest(record, manifest)
+    record["digest"] = records.digest(record, manifest, patterns.names)
     with written_whole(folder, replace=True) as temporary:
-        manifests.write(manifest, temporary / "manifest.parquet")
+        manifests.write(manifest, temporary / "manifest.parquet", patterns.names)
         (temporary / "stream.json").write_text(json.dumps(record, sort_keys=True) + "\n")
     return Stream(record, manifest, source, root)
 
@@ -224,9 +234,10 @@ def open_stream(name: str, root: Path) -> Stream:
     if record.get("format") != FORMAT:
         raise InputError(f"{records.shown(name)}: built by another version of the program{stale}")
     try:
-        manifest = manifests.read(path)
         parameters = StreamParameters.model_validate(record["parameters"])
-        intact = record["digest"] == records.digest(record, manifest)
+        tasks = parameters.multitask.tasks if parameters.multitask else manifests.TASKS
+        manifest = manifests.read(path, tasks)
+        intact = record["digest"] == records.digest(record, manifest, tasks)
     except (pa.ArrowException, OSError, KeyError, ValueError, IndexError, ValidationError) as error:
         raise InputError(f"{records.shown(name)}/manifest.parquet: missing or damaged{stale}") from error
     if not intact:
