@@ -18,7 +18,7 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from errors import InputError
-from streams import domain, promises, records, scenario
+from streams import description, domain, promises, records, scenario
 from streams import manifest as manifests
 from streams.atomic import written_whole
 from streams.deal import deal
@@ -47,6 +47,7 @@ class Stream:
         layout: how a record is laid out, and its tasks; None of images and texts.
         task_aware: the experience of a test sample is known, so predictions are made among its classes only.
         plan: who meets which class and domain when.
+        patterns: which label is of which task, and which client has which task.
         inputs: (N, *shape) uint8, the source's, memory-mapped and read-only; `load` gives them as a client sees them.
         labels: (N,) int64, the source's.
     """
@@ -61,7 +62,7 @@ class Stream:
         self.shape = tuple(source.inputs.shape[1:])
         self.layout = source.layout
         self.modality = "record" if source.layout else "text" if len(self.shape) == 1 else "image"
-        self._patterns = Patterns.of(self.parameters, source.layout, source.classes)
+        self.patterns = Patterns.of(self.parameters, source.layout, source.classes)
         self.task_aware = self.parameters.scenario == "task-incremental"
         self.inputs = source.inputs
         self.labels = source.labels
@@ -119,7 +120,7 @@ class Stream:
     def tasks_of(self, client: int) -> tuple[str, ...]:
         """The tasks that `client` ever has, in the layout's order; of an ordinary stream "classify"."""
         self._check(client, 0)
-        return tuple(name for name, held in zip(self._patterns.names, self._patterns.held[client], strict=True) if held)
+        return tuple(name for name, held in zip(self.patterns.names, self.patterns.held[client], strict=True) if held)
 
     def present(self, client: int, experience: int) -> bool:
         """Whether `client` is in the federation in `experience`."""
@@ -147,26 +148,15 @@ class Stream:
         return _indices(self.plan.met(slice(None), experience).any(axis=0))
 
     def describe(self) -> pandas.DataFrame:
-        """One row per (client, experience): its classes (tuple), and how many train and test samples it has."""
-        import pandas
+        """One row per (client, experience): its classes (tuple), and how many train and test samples it has.
 
-        cells = [(client, experience) for client in range(self.clients) for experience in range(self.experiences)]
-        rows = [(self.classes_of(*cell), len(self.train(*cell)), len(self.test(*cell))) for cell in cells]
-        index = pandas.MultiIndex.from_tuples(cells, names=["client", "experience"])
-        return pandas.DataFrame(rows, index, ["classes", "train", "test"])
+        Of a multi-task stream one row per (client, experience, task); the task is "none" where a client has none then.
+        """
+        return description.describe(self)
 
     def summary(self) -> pandas.DataFrame:
         """One row per experience: clients that are there, their fewest, median and most training samples, sums."""
-        import pandas
-
-        rows = []
-        for experience in range(self.experiences):
-            there = np.flatnonzero(self.plan.present(np.arange(self.clients), experience))
-            train = [len(self.train(client, experience)) for client in there]
-            sizes = (min(train), int(np.median(train)), max(train), sum(train), len(self.test(None, experience)))
-            rows.append((len(there), len(self.classes_in(experience)), *sizes))
-        names = ["clients", "classes", "fewest", "median", "most", "train", "test"]
-        return pandas.DataFrame(rows, pandas.RangeIndex(self.experiences, name="experience"), names)
+        return description.summary(self)
 
     def __repr__(self) -> str:
         return f"Stream({self.name!r}, {self.clients} clients, {self.experiences} experiences, {self.digest[:12]})"

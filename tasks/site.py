@@ -68,8 +68,10 @@ class Site:
     def method(self) -> Method:
         experiment, stream = self.experiment, self.stream
         kind = methods.get(experiment.method)
-        if stream.modality == "text" and experiment.train.augmentation.active:
-            raise InputError(f"train.augmentation is for images, but the inputs of stream {stream.name} are texts")
+        if stream.modality != "image" and experiment.train.augmentation.active:
+            raise InputError(
+                f"train.augmentation is for images, but the inputs of stream {stream.name} are {stream.modality}s"
+            )
         architectures = []
         for model in experiment.models:
             options = {key: value for key, value in model.items() if key != "name"}
