@@ -11,7 +11,7 @@ from streams.task_section import MultiTask
 from validation import Section
 
 # What `source` may begin with, and what follows.
-SOURCES = {"digits": "", "tasks": "", "parquet:": "PATH", "csv:": "PATH", "folder:": "PATH", "torchvision:": "NAME"}
+SOURCES = {"digits": "", "parquet:": "PATH", "csv:": "PATH", "folder:": "PATH", "torchvision:": "NAME", "tasks": ""}
 # Keys that have no meaning where clients have tasks of their own.
 NOT_WITH_TASKS = {
     "classes": "the tasks say how many labels there are",

@@ -308,7 +308,10 @@ def test_the_manifest_check_names_a_wrong_task_and_a_client_without_it(stream):
         ({"tasks": ["digit", "topic"]}, "texts: task 'topic' needs texts, and no source of texts is set"),
         ({"tasks": ["value"]}, "images 'digits': none of the tasks value uses it"),
         ({"multitask": {"texts": "csv:raw"}}, "texts 'csv:raw': none of the tasks"),
-        ({"multitask": {"images": "numbers"}}, "multitask.images must be 'digits', 'parquet:PATH', "),
+        (
+            {"multitask": {"images": "numbers"}},
+            "images must be 'digits', 'parquet:PATH', 'csv:PATH', 'folder:PATH' or ",
+        ),
         ({"multitask": {"images": "tasks"}}, "multitask.images must be 'digits', "),
         ({"experiences": 2}, "experiences 2 is more than the 1 tasks of the longest pattern"),
         ({"clients": 4}, "clients 4 are fewer than the 5 patterns"),
