@@ -11,7 +11,7 @@ from streams.task_section import MultiTask
 from validation import Section
 
 # What `source` may begin with, and what follows.
-SOURCES = {"digits": "", "tasks": "", "parquet:": "PATH", "csv:": "PATH", "folder:": "PATH", "torchvision:": "NAME"}
+SOURCES = {"digits": "", "parquet:": "PATH", "csv:": "PATH", "folder:": "PATH", "torchvision:": "NAME", "tasks": ""}
 # Keys that have no meaning where clients have tasks of their own.
 NOT_WITH_TASKS = {
     "classes": "the tasks say how many labels there are",
@@ -169,12 +169,10 @@ class StreamParameters(Section):
         if not any(there.values()):
             return self
         if not all(there.values()):
-            given, missing = (
-                [key for key, is_there in there.items() if is_there == wanted] for wanted in (True, False)
-            )
+            given, missing = ([key for key, is_set in there.items() if is_set == wanted] for wanted in (True, False))
             raise ValueError(
-                f"{given[0]} goes with {' and '.join(missing)} only (source is {self.source!r}, scenario "
-                f"{self.scenario!r}, multitask {'set' if self.multitask else 'not set'})"
+                f"{' and '.join(given)} go{'es' if len(given) == 1 else ''} with {' and '.join(missing)} only "
+                f"(source is {self.source!r}, scenario {self.scenario!r})"
             )
         about = self.multitask
         for key in ("images", "texts"):
