@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import gc
-import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +14,7 @@ from rich.console import Console
 
 from errors import InputError
 from flows import settings
+from tasks import interruption
 
 settings.apply()
 atexit.register(gc.freeze)  # nothing is left to be found at the end, and looking for it takes 0.6 s
@@ -207,10 +207,11 @@ def streams() -> None:
 def main() -> None:
     """Entry point. Exit status: 0 done, 1 failed while running, 2 the user's input is wrong."""
     with suppress(ValueError):  # not in the main thread: a test
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's end is as orderly as Ctrl-C
+        interruption.listen()  # a batch system's SIGTERM is as orderly an end as Ctrl-C
     try:
         if app(standalone_mode=False) == 130:  # Typer's word for Ctrl-C
             raise KeyboardInterrupt
+        interruption.heed()
     except InputError as error:
         fail(2, str(error))
     except typer.Abort:

@@ -14,6 +14,7 @@ from errors import InputError
 from parameters import Experiment, read
 from run_parameters import RunParameters
 from streams.parameters import StreamParameters
+from tasks import interruption
 from tasks.checkpoint import RunFolder
 from tasks.delivery import file_record
 from tasks.results import describe, main_kind, publish, read_json, write_results
@@ -71,6 +72,7 @@ def play(run: Run, tracker: Tracker | None = None) -> dict[str, float]:
             if tracker:
                 description["mlflow_run"] = tracker.run_id(run.experiment.run.tracking_patience)
                 description["lineage"] = tracker.lineage
+            interruption.heed()
             publish(run, folder, description)
             if tracker:
                 tracker.deliver(file_record(run.root, run.folder.path, run.out))

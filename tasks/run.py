@@ -19,6 +19,7 @@ from parameters import Experiment, foundation_parameters, read, stream_parameter
 from streams.parameters import StreamParameters
 from streams.stream import build, open_stream
 
+from . import interruption
 from .checkpoint import TABLE, Progress, RunFolder, differences
 from .files import file_digest
 from .foundation import Built
@@ -128,7 +129,11 @@ class Run:
     # moving on
 
     def advance(self, next: Moment) -> None:
-        """Checkpoint: what is recorded so far counts, what no state refers to any more is deleted."""
+        """Checkpoint: what is recorded so far counts, what no state refers to any more is deleted.
+
+        Raises:
+            KeyboardInterrupt: the user has interrupted the run; the checkpoint is made all the same.
+        """
         self.progress.next = next
         self.folder.save(self.progress)
         store = self.site.store
@@ -140,6 +145,7 @@ class Run:
         rounds = self.site.rounds_in(min(experience, self.site.stream.experiences - 1))
         what = f"experience {experience}, " + (f"round {number}" if number < rounds else "evaluation")
         self.on_progress(self.steps_done, self.steps, "results" if self.steps_done == self.steps else what)
+        interruption.heed()
 
     def observe(self, seconds_per_sample: Sequence[float]) -> None:
         """Learns from the last round how long clients take."""

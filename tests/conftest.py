@@ -58,9 +58,25 @@ STREAMS = {
             "network": {"name": "text_transformer", "vocabulary": 64, "tokens": 8, "width": 8, "heads": 2, "depth": 2},
         },
     },
+    "several": {  # clients have tasks of their own
+        "source": "tasks",
+        "scenario": "multi-task",
+        "multitask": {
+            "images": "digits",
+            "tasks": ["digit", "redraw", "value", "answer", "phrase"],
+            "patterns": [["digit", "redraw"], ["value", "phrase"], ["answer", "digit"]],
+            "per_task": 60,
+        },
+        "clients": 3,
+        "experiences": 1,
+        "model": {"name": "multimodal", "width": 8, "heads": 2, "tokens": 8, "vocabulary": 64},
+        "train": {"optimizer": "adamw", "learning_rate": 0.003},
+    },
+    "later": {},  # the same, one task after another
     "devices": DIGITS | {"scenario": "self-centred", "arrival": "round-robin", "partition": {"kind": "iid"}},
     "skewed": DIGITS | {"partition": {"kind": "dirichlet", "alpha": 0.02}, "seed": 9},  # some have nothing at times
 }
+STREAMS["later"] = STREAMS["several"] | {"experiences": 2}
 
 
 @pytest.fixture(scope="session")
