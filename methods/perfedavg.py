@@ -30,7 +30,7 @@ class PerFedAvg(FedAvgFT):
     def train(self, client: Client) -> Update:
         model, train = self.begin(client).train(), self.setting.train
         weights = [weight for weight in model.parameters() if weight.requires_grad]
-        optimizer, objective = train.optimizer_for(weights), self.objective(client)
+        optimizer, objective = train.optimizer_for(weights, client.moment.round), self.objective(client)
         total, steps = torch.zeros((), device=client.data.labels.device), 0
         before = None
         for batch in client.batches(train):
@@ -50,6 +50,8 @@ class PerFedAvg(FedAvgFT):
         with torch.no_grad():
             for weight, old in zip(weights, before, strict=True):
                 weight.copy_(old)
+        if self.setting.train.clip:
+            nn.utils.clip_grad_norm_(weights, self.setting.train.clip)
         optimizer.step()
         return loss.detach()
 

@@ -44,7 +44,7 @@ class PFedMe(FedAvg):
         theta = self.setting.load(own, client.id).train()
         w = {name: each.to(self.setting.device, copy=True) for name, each in client.received.part("model").items()}
         weights = {name: each for name, each in theta.named_parameters() if each.requires_grad}
-        optimizer, objective = train.optimizer_for(list(weights.values())), self.objective(client)
+        optimizer, objective = train.optimizer_for(list(weights.values()), client.moment.round), self.objective(client)
         total, steps = torch.zeros((), device=client.data.labels.device), 0
         for batch in client.batches(train):
             for _ in range(p.inner_steps):
@@ -54,6 +54,8 @@ class PFedMe(FedAvg):
                 for name, weight in weights.items():
                     leash = p.pull * (weight.detach() - w[name])
                     weight.grad = leash if weight.grad is None else weight.grad.add_(leash)
+                if train.clip:
+                    nn.utils.clip_grad_norm_(weights.values(), train.clip)
                 optimizer.step()
             for name, weight in weights.items():
                 w[name] -= p.rate * p.pull * (w[name] - weight.detach())

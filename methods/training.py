@@ -31,6 +31,10 @@ class TrainParameters(Section):
     learning_rate: float = Field(0.05, gt=0, description="step size of the local optimizer")
     momentum: float = Field(0.0, ge=0, lt=1, description="momentum of sgd; 0 is none")
     weight_decay: float = Field(0.0, ge=0, description="L2 penalty of the local optimizer; 0 is none")
+    clip: float = Field(0.0, ge=0, description="largest norm of a step's gradient in local training; 0 is no limit")
+    warmup: float = Field(
+        0.0, ge=0, le=1, description="share of an experience's rounds over which the step size rises to its full value"
+    )
     clients_per_round: Literal["all"] | int = Field(
         "all", description="clients sampled in a round, at least 1; 'all' takes every client that has data"
     )
@@ -38,8 +42,11 @@ class TrainParameters(Section):
         default_factory=Augmentation, description="what is done to training images, batch by batch"
     )
 
-    def optimizer_for(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
-        settings = {"lr": self.learning_rate, "weight_decay": self.weight_decay, "fused": True}
+    def optimizer_for(self, parameters: Sequence[nn.Parameter], round: int | None = None) -> torch.optim.Optimizer:
+        """A fresh optimizer; with `round` its step size is that of the round: `warmup` is linear, then it stays."""
+        rising = self.warmup * self.rounds
+        share = 1.0 if round is None or round + 1 >= rising else (round + 1) / rising
+        settings = {"lr": share * self.learning_rate, "weight_decay": self.weight_decay, "fused": True}
         if self.optimizer == "sgd":
             return torch.optim.SGD(parameters, momentum=self.momentum, **settings)
         return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.optimizer](parameters, **settings)
@@ -222,7 +229,7 @@ def fit(
         watch(0)
     model.train()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = train.optimizer_for(parameters)
+    optimizer = train.optimizer_for(parameters, client.moment.round)
     total, steps = torch.zeros((), device=client.data.labels.device), 0
     for batch in client.batches(train):
         value = loss(model, batch)
@@ -230,6 +237,8 @@ def fit(
         value.backward()
         if adjust:
             adjust(model)
+        if train.clip:
+            nn.utils.clip_grad_norm_(parameters, train.clip)
         optimizer.step()
         total += value.detach()  # stays on the device: reading it every step would wait for the GPU
         steps += 1
