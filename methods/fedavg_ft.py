@@ -10,7 +10,7 @@ from torch import nn
 from .base import register
 from .fedavg import FedAvg
 from .state import State, prefixed
-from .training import Client, Update, fit
+from .training import Client, TrainParameters, Update, fit
 
 
 @register("fedavg_ft", multitask=True)
@@ -27,6 +27,9 @@ class FedAvgFT(FedAvg):
 
     class Params(FedAvg.Params):
         tuning_epochs: int = Field(1, ge=1, description="passes over a client's own data in its last step")
+        tuning_rate: float = Field(
+            0.1, gt=0, description="step size of the last step, as a share of train.learning_rate"
+        )
 
     def finish(self, client: Client) -> Update:
         model, loss, steps = self.tuned(client)
@@ -36,8 +39,12 @@ class FedAvgFT(FedAvg):
     def tuned(self, client: Client) -> tuple[nn.Module, float, int]:
         """The received model, fine-tuned; its mean loss and its steps."""
         model = self.setting.load(client.received.part("model"), client.id)
-        train = self.setting.train.model_copy(update={"local_epochs": self.params.tuning_epochs})
-        return model, *fit(model, client, train, self.objective(client))
+        return model, *fit(model, client, self.last_train(self.params.tuning_epochs), self.objective(client))
+
+    def last_train(self, epochs: int) -> TrainParameters:
+        """How clients train in their last step. [ours] The step is smaller: a fresh optimizer's first ones are rough."""
+        rate = self.params.tuning_rate * self.setting.train.learning_rate
+        return self.setting.train.model_copy(update={"local_epochs": epochs, "learning_rate": rate})
 
     def predictor(self, kind: str, server: State, client: State, holder: int) -> nn.Module:
         if kind == "global":

@@ -58,7 +58,7 @@ class PerFedAvg(FedAvgFT):
     def tuned(self, client: Client) -> tuple[nn.Module, float, int]:
         model = self.setting.load(client.received.part("model"), client.id).train()
         weights = [weight for weight in model.parameters() if weight.requires_grad]
-        train = self.setting.train.model_copy(update={"local_epochs": self.params.tuning_epochs})
+        train = self.last_train(self.params.tuning_epochs)
         objective, total, steps = self.objective(client), 0.0, 0
         for batch in client.batches(train):
             loss = objective(model, batch)

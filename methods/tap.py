@@ -137,8 +137,8 @@ class TAP(FedAvgFT):
         model = self.setting.load(own, client.id)
         loss, steps = 0.0, 0
         if p.epochs:
-            train = self.setting.train.model_copy(update={"local_epochs": p.epochs})
-            loss, steps = fit(model, replace(client, draws="distillation"), train, self.taught(teacher, client))
+            train, again = self.last_train(p.epochs), replace(client, draws="distillation")
+            loss, steps = fit(model, again, train, self.taught(teacher, client))
         states = {**prefixed("stage1", own), **prefixed("model", self.setting.state(model, client.id))}
         return Update(State(states, client.state.values), None, model, loss, steps)
 

@@ -282,7 +282,9 @@ def test_the_repositorys_parameters_are_valid_for_every_method_and_stream(root):
     for stream in read(root)["streams"]:
         for method in methods.names():
             if "tasks" in stream and not methods.get(method).multitask:
-                with pytest.raises(InputError, match=f"clients of stream {stream} have different tasks, which {method}"):
+                with pytest.raises(
+                    InputError, match=f"clients of stream {stream} have different tasks, which {method}"
+                ):
                     experiment(method, stream, root=root)
                 continue
             assert experiment(method, stream, root=root).stream == stream
