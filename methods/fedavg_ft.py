@@ -42,7 +42,7 @@ class FedAvgFT(FedAvg):
         return model, *fit(model, client, self.last_train(self.params.tuning_epochs), self.objective(client))
 
     def last_train(self, epochs: int) -> TrainParameters:
-        """How clients train in their last step. [ours] The step is smaller: a fresh optimizer's first ones are rough."""
+        """How clients train in their last step. [ours] With smaller steps: a fresh optimizer's first ones are rough."""
         rate = self.params.tuning_rate * self.setting.train.learning_rate
         return self.setting.train.model_copy(update={"local_epochs": epochs, "learning_rate": rate})
 
