@@ -183,7 +183,8 @@ def experiment(
             f"clients may have different ones with {', '.join(able)}"
         )
     about = section(params["methods"], method, "methods.")
-    wanted = kind.needs_foundation or _chosen("foundation", sets)  # a key that is set is checked, needed or not
+    needed = kind.needs_foundation or any(each.get("rank") is not None for each in networks)
+    wanted = needed or _chosen("foundation", sets)  # a key that is set is checked, needed or not
     founded = foundation_parameters(params, stream, sets) if wanted else None
     devices = checked(DeviceParameters, params["devices"], "devices")
     given = {**params["run"], **{key: value for key, value in run.items() if value is not None}}
@@ -194,7 +195,7 @@ def experiment(
         stream_parameters=stream_parameters(params, stream),
         models=networks,
         train=checked(TrainParameters, train, "train"),
-        foundation=founded if kind.needs_foundation else None,
+        foundation=founded if needed else None,
         devices=devices if kind.needs_devices else None,
         seed=seed,
         run=checked(RunParameters, given, "run"),

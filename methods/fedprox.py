@@ -31,7 +31,7 @@ class FedProx(FedAvg):
         received = {name: w.to(self.setting.device) for name, w in client.received.part("model").items()}
 
         def loss(model: nn.Module, batch: Batch) -> Tensor:
-            drift = sum((w - received[name]).square().sum() for name, w in model.named_parameters())
+            drift = sum((w - received[name]).square().sum() for name, w in model.named_parameters() if w.requires_grad)
             return plain(model, batch) + mu / 2 * drift
 
         return loss

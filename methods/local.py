@@ -32,7 +32,7 @@ class Local(Method):
             return plain(model, batch, client.candidates)
 
         loss, steps = fit(model, client, self.setting.train, objective)
-        return Update(State(prefixed("model", model.state_dict())), None, model, loss, steps)
+        return Update(State(prefixed("model", self.setting.state(model, client.id))), None, model, loss, steps)
 
     def predictor(self, kind: str, server: State, client: State, holder: int) -> nn.Module:
         return self.setting.load(client.part("model"), holder)

@@ -8,12 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.backbones import SeveralTasks
 from models.foundation import Backbone, Foundation, Pretraining
 from models.initial import initialise
 from randomness import generator
 
 from .augmentation import Augmentation
-from .training import LocalData
+from .objectives import plain
+from .training import LocalData, cuts
 
 BATCH = 256  # samples at a time where no gradients are needed
 
@@ -60,6 +62,31 @@ def pretrain(
         annealing.step()
     foundation.requires_grad_(False)
     return foundation
+
+
+def pretrain_tasks(backbone: SeveralTasks, data: LocalData, parameters: Pretraining, seed: int) -> Foundation:
+    """A network of several tasks from scratch, in place: it learns all of them.
+
+        min  sum_o share_o L_o        over the public records
+
+    Args:
+        data: public samples of every task, with their labels.
+    """
+    foundation = Foundation(backbone, {})
+    network = backbone.network.requires_grad_(True).train()
+    weights = list(network.parameters())
+    adamw = torch.optim.AdamW(weights, lr=parameters.learning_rate, weight_decay=parameters.weight_decay, fused=True)
+    steps = parameters.epochs * (len(cuts(len(data), parameters.batch_size)) - 1)
+    annealing = torch.optim.lr_scheduler.CosineAnnealingLR(adamw, steps)
+    classes = range(network.layout.classes)
+    for batch in data.shuffled(parameters.batch_size, parameters.epochs, generator(seed, "foundation", "batches")):
+        loss = plain(network, batch, classes)
+        adamw.zero_grad()
+        loss.backward()
+        adamw.step()
+        annealing.step()
+    foundation.requires_grad_(False)
+    return foundation.eval()
 
 
 def _batches(data: LocalData, parameters: Pretraining, seed: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -82,7 +82,7 @@ class Backbone(nn.Module):
     (batch, length), the uint8 bytes of UTF-8. Scaling, normalisation and tokenisation are done inside.
     """
 
-    modality: ClassVar[Literal["image", "text"]]
+    modality: ClassVar[Literal["image", "text", "record"]]
     width: int  # length of a feature vector
     adaptable: tuple[str, ...]  # names of the linear layers that LoRA may adapt
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from errors import InputError
 from multitask import Layout, Task
 
+from .adapter import Zero
 from .registry import FAR, Classifier, PositiveInt, register
 from .text import WordVectors
 from .tokenizer import words
@@ -65,14 +66,30 @@ class Texts(nn.Module):
         return vectors, present
 
 
+class LowRank(nn.Linear):
+    """W x + b + B A x, A (rank, inputs), B (outputs, rank), B = 0 at the start. [field: LoRA, Hu et al., ICLR 2022]"""
+
+    def __init__(self, inputs: int, outputs: int, rank: int) -> None:
+        super().__init__(inputs, outputs)
+        self.down = nn.Linear(inputs, rank, bias=False)
+        self.up = Zero(rank, outputs, bias=False)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        return super().forward(vectors) + self.up(self.down(vectors))
+
+
+def linear(inputs: int, outputs: int, rank: int | None) -> nn.Linear:
+    return nn.Linear(inputs, outputs) if rank is None else LowRank(inputs, outputs, rank)
+
+
 class Expert(nn.Module):
     """x + W2 gelu(W1 norm(x)): one feed-forward expert with 2 * width hidden units."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, rank: int | None = None) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.inner = nn.Linear(width, 2 * width)
-        self.outer = nn.Linear(2 * width, width)
+        self.inner = linear(width, 2 * width, rank)
+        self.outer = linear(2 * width, width, rank)
 
     def forward(self, tokens: Tensor) -> Tensor:
         return tokens + self.outer(nn.functional.gelu(self.inner(self.norm(tokens))))
@@ -149,12 +166,11 @@ class MultiModal(Classifier):
     Names are parts of the table in `components`; a network of some of the tasks has the components that these use.
 
     Args:
-        shape: (bytes,) of a record.
-        layout: `Layout.to_record()`.
-        tasks: those that the network is for; all by default.
-        width: d, of all tokens. heads: a divisor of width.
-        depth: blocks of each encoder.
-        vocabulary, tokens: of the texts that are read, see `TextTransformer`.
+        shape: (bytes,) of a record. layout: `Layout.to_record()`. tasks: those that the network is for; all by
+        default. width: d, of all tokens. heads: a divisor of width. depth: blocks of each encoder. vocabulary,
+        tokens: of the texts that are read, see `TextTransformer`. rank: of low-rank matrices beside the experts'
+        layers and the queries, keys and values of the encoders, which are
+            frozen themselves; by default all is trained. See `models.pretrained`.
 
     [paper] four paths of shared and private experts, modality-task experts, then modality experts, mean pool, heads:
     Lee et al., TAP, 2025. [ours] the reduced scale: small encoders, d 64 instead of 768, one layer a stage, attention
@@ -174,6 +190,7 @@ class MultiModal(Classifier):
         heads: PositiveInt = 4,
         vocabulary: PositiveInt = 1024,
         tokens: PositiveInt = 24,
+        rank: PositiveInt | None = None,
     ) -> None:
         super().__init__()
         if layout is None:
@@ -191,16 +208,28 @@ class MultiModal(Classifier):
         self.projection = nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width))
         self.transformer = nn.ModuleDict({stage: Mixer(width, heads) for stage in ("first", "second")})
         pairs = {kind: [task.name for task in chosen if kind in task.modalities] for kind in kinds}
-        experts: dict[str, nn.Module] = {"shared": Expert(width)}
-        experts["task"] = nn.ModuleDict({task.name: Expert(width) for task in chosen})
+        experts: dict[str, nn.Module] = {"shared": Expert(width, rank)}
+        experts["task"] = nn.ModuleDict({task.name: Expert(width, rank) for task in chosen})
         for stage in ("modality", "second"):
-            experts[stage] = nn.ModuleDict({kind: Expert(width) for kind in kinds})
+            experts[stage] = nn.ModuleDict({kind: Expert(width, rank) for kind in kinds})
         experts["pair"] = nn.ModuleDict(
-            {kind: nn.ModuleDict({name: Expert(width) for name in names}) for kind, names in pairs.items()}
+            {kind: nn.ModuleDict({name: Expert(width, rank) for name in names}) for kind, names in pairs.items()}
         )
         self.experts = nn.ModuleDict(experts)
         self.head = nn.ModuleDict({task.name: self._head(task, width) for task in chosen})
         self.width = width
+        if rank is not None:
+            self._freeze(rank)
+
+    def _freeze(self, rank: int) -> None:
+        """Encoders and experts stay as they are, but for low-rank matrices beside their layers."""
+        for block in (each for each in self.encoders.modules() if isinstance(each, Attention)):
+            block.inputs = LowRank(block.inputs.in_features, block.inputs.out_features, rank)
+        for part in (self.encoders, self.experts):
+            part.requires_grad_(False)
+            for each in (each for each in part.modules() if isinstance(each, LowRank)):
+                each.down.requires_grad_(True)
+                each.up.requires_grad_(True)
 
     def _head(self, task: Task, width: int) -> nn.Module:
         if task.target == "class":
@@ -258,6 +287,13 @@ class MultiModal(Classifier):
         for task, _ in found:
             if task.name not in self.known:
                 raise ValueError(f"a sample of task {task.name} for a network of {', '.join(self.known)}")
+        return found
+
+    def features(self, records: Tensor) -> Tensor:
+        """Records of any tasks -> what the heads start from, (batch, width)."""
+        found = torch.zeros(len(records), self.width, device=records.device)
+        for task, rows in self.groups(records):
+            found[rows] = self.fuse(task, records[rows]).pooled
         return found
 
     def say(self, task: Task, records: Tensor) -> Tensor:

@@ -182,6 +182,11 @@ class Architecture:
         """What the network reads."""
         return modality(self.name)
 
+    @property
+    def template(self) -> Classifier:
+        """The structure, on the meta device. Never changed."""
+        return self._template
+
     @cached_property
     def names(self) -> tuple[str, ...]:
         """Of the tensors of a state dict."""

@@ -21,6 +21,7 @@ def deal(
     parameters: StreamParameters,
     groups: np.ndarray | None = None,
     tasks: np.ndarray | None = None,
+    is_public: np.ndarray | None = None,
 ) -> Manifest:
     """The manifest: a row per sample, with `overlap` one for each experience of the client that holds the sample.
 
@@ -29,11 +30,12 @@ def deal(
     Args:
         labels: (N,) int64.
         is_test: (N,) bool, or None to hold out `parameters.test` of every class.
+        is_public: (N,) bool, or None to take `parameters.public` of every class.
         plan: from `scenario.plan`.
         groups: (N,) int64, the client of each sample; only for partition "natural".
         tasks: (classes,) int64, the task of each label; by default there is one.
     """
-    split = _splits(labels, is_test, parameters)
+    split = _splits(labels, is_test, parameters, is_public)
     client = np.full(len(labels), NOBODY)
     experience = np.full(len(labels), NOBODY)
     for label in range(plan.classes):
@@ -108,8 +110,10 @@ def _repeated(manifest: Manifest, plan: Plan) -> Manifest:
     return {"sample": rows, "client": manifest["client"][rows], "experience": experience}
 
 
-def _splits(labels: np.ndarray, is_test: np.ndarray | None, parameters: StreamParameters) -> np.ndarray:
-    """(N,) places in SPLITS; test and public samples are taken from every class in proportion."""
+def _splits(
+    labels: np.ndarray, is_test: np.ndarray | None, parameters: StreamParameters, is_public: np.ndarray | None
+) -> np.ndarray:
+    """(N,) places in SPLITS; test and public samples, unless given, are taken from every class in proportion."""
     split = np.full(len(labels), TRAIN)
 
     def take(part: int, fraction: float) -> None:
@@ -123,5 +127,8 @@ def _splits(labels: np.ndarray, is_test: np.ndarray | None, parameters: StreamPa
         take(TEST, parameters.test)
     else:
         split[is_test] = TEST
-    take(PUBLIC, parameters.public)
+    if is_public is None:
+        take(PUBLIC, parameters.public)
+    else:
+        split[is_public] = PUBLIC
     return split

@@ -18,7 +18,6 @@ NOT_WITH_TASKS = {
     "order": "a pattern is the order of its tasks",
     "private": "patterns say what belongs to whom",
     "growth": "a task would come to a client that is absent",
-    "public": "an image is shown in several tasks, so that it would be public in one and a client's in another",
 }
 
 

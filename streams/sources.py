@@ -63,6 +63,7 @@ class Source:
         natural_clients: (N,) int64 where the data say whose a sample is (`client`), else None: the owners, numbered
             from 0 in the sorted order of their names.
         layout: how a record is laid out; None for images and texts.
+        is_public: (N,) bool where the source itself says what no client holds, else None.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Source:
     classes: int
     natural_clients: np.ndarray | None
     layout: Layout | None = None
+    is_public: np.ndarray | None = None
 
 
 def load(parameters: StreamParameters, root: Path) -> Source:
@@ -136,7 +138,8 @@ def _folder(digest: str, root: Path) -> Path:
 def _open(parameters: StreamParameters, digest: str, root: Path) -> Source:
     folder = _folder(digest, root)
     labels = np.load(folder / "labels.npy")
-    split, clients, laid_out = folder / "split.npy", folder / "clients.npy", folder / "layout.json"
+    split, clients, public = (folder / f"{name}.npy" for name in ("split", "clients", "public"))
+    laid_out = folder / "layout.json"
     layout = Layout.from_record(json.loads(laid_out.read_text())) if laid_out.is_file() else None
     return Source(
         name=parameters.source,
@@ -147,6 +150,7 @@ def _open(parameters: StreamParameters, digest: str, root: Path) -> Source:
         classes=layout.classes if layout else parameters.classes or int(labels.max()) + 1,
         natural_clients=np.load(clients) if clients.is_file() else None,
         layout=layout,
+        is_public=np.load(public) if public.is_file() else None,
     )
 
 

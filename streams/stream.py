@@ -194,7 +194,7 @@ def build(name: str, parameters: StreamParameters, root: Path) -> Stream:
         raise InputError(f"scenario domain-incremental changes images, and {parameters.source} has none")
     plan = scenario.plan(parameters, source.classes, source.layout)
     patterns = Patterns.of(parameters, source.layout, source.classes)
-    manifest = deal(source.labels, source.is_test, plan, parameters, groups, patterns.of_label)
+    manifest = deal(source.labels, source.is_test, plan, parameters, groups, patterns.of_label, source.is_public)
     promises.check(manifest, source.labels, plan, parameters.overlap, groups, patterns)
     record = {
         "format": FORMAT,

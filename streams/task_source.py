@@ -1,7 +1,7 @@
 """Source 'tasks': records of several tasks (`multitask.Layout`), made from one source of images and one of texts.
 
-Every image is a sample of every task that shows images. What is held out for testing is an image, a text or a
-sentence, so that none is learned from in one task and tested on in another.
+Every image is a sample of every task that shows images. What is held out for testing, or public, is an image, a text or
+a sentence: none is learned from in one task and tested on in another, or public in one and a client's in another.
 """
 
 from __future__ import annotations
@@ -59,11 +59,14 @@ def parts(parameters: StreamParameters) -> dict[str, StreamParameters]:
 def identity(parameters: StreamParameters) -> dict[str, Any]:
     """What changes the arrays, besides the parts; who has which task does not."""
     about = parameters.multitask.model_dump(mode="json", include={"subject", "tasks", "per_task"})
+    if parameters.public:
+        about["public"] = parameters.public
     return about | {"format": FORMAT, "seed": parameters.seed, "test": parameters.test, "length": parameters.length}
 
 
 def decode(parameters: StreamParameters, folder: Path, sources: Mapping[str, Any]) -> None:
-    """Write inputs.npy (N, layout.width) uint8, labels.npy (N,) int64, split.npy (N,) bool and layout.json.
+    """Write inputs.npy (N, layout.width) uint8, labels.npy (N,) int64, split.npy and, where some samples are public,
+    public.npy (N,) bool, and layout.json.
 
     Args:
         sources: the decoded `parts`.
@@ -80,16 +83,16 @@ def decode(parameters: StreamParameters, folder: Path, sources: Mapping[str, Any
         drawn = numpy_generator(parameters.seed, "tasks", name, "samples")
         made[name] = kind.make(Material(labels.get("images", nothing), labels.get("texts", nothing), drawn))
     layout = _layout(parameters, made, sources)
-    held_out = {name: _held_out(source, parameters, name) for name, source in sources.items()}
+    shared_out = {name: _shared_out(source, parameters, name) for name, source in sources.items()}
     numbers = {word: number for number, word in enumerate(layout.vocabulary)}
-    all_labels, split = [], []
+    all_labels, split, public = [], [], []
     with Rows(folder / "inputs.npy") as inputs:
         for place, (task, samples) in enumerate(zip(layout.tasks, made.values(), strict=True)):
             kind = parameters.multitask.kinds[task.name]
             if kind.each == "sentence":
-                is_test = _drawn(samples.labels, parameters.test, parameters.seed, "split", task.name)
+                is_test, is_public = _split(samples.labels, parameters, task.name)
             else:
-                is_test = held_out[f"{kind.each}s"]
+                is_test, is_public = shared_out[f"{kind.each}s"]
             chosen = _thinned(samples.labels, is_test, parameters, task.name)
             for sample in chosen:
                 row = np.zeros(layout.width, np.uint8)
@@ -105,8 +108,11 @@ def decode(parameters: StreamParameters, folder: Path, sources: Mapping[str, Any
                 inputs.append(row)
             all_labels.append(task.first + samples.labels[chosen])
             split.append(is_test[chosen])
+            public.append(is_public[chosen])
     np.save(folder / "labels.npy", np.concatenate(all_labels))
     np.save(folder / "split.npy", np.concatenate(split))
+    if parameters.public:
+        np.save(folder / "public.npy", np.concatenate(public))
     (folder / "layout.json").write_text(json.dumps(layout.to_record()) + "\n")
 
 
@@ -133,15 +139,33 @@ def _fill(part: np.ndarray, values: bytes | list[int]) -> None:
     part[: len(values)] = list(values)
 
 
-def _held_out(source: Any, parameters: StreamParameters, name: str) -> np.ndarray:
-    """(N,) bool: the source's own test samples, or `test` of every class; samples of equal content stay together."""
-    if source.is_test is not None:
-        return source.is_test
+def _shared_out(source: Any, parameters: StreamParameters, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) bool each: for testing, the source's own test samples or `test` of every class; and public.
+
+    Samples of equal content stay together, but for those that the source itself puts apart.
+    """
+    if source.is_test is not None and not parameters.public:
+        return source.is_test, np.zeros(len(source.labels), bool)
     number: dict[bytes, int] = {}
     same = np.array(
         [number.setdefault(sha256(row.tobytes()).digest(), place) for place, row in enumerate(source.inputs)]
     )
-    return _drawn(source.labels, parameters.test, parameters.seed, "split", name)[same]
+    is_test, is_public = _split(source.labels, parameters, name, source.is_test)
+    if source.is_test is not None:
+        return source.is_test, is_public[same] & ~source.is_test
+    return is_test[same], is_public[same]
+
+
+def _split(
+    labels: np.ndarray, parameters: StreamParameters, name: str, is_test: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) bool each: for testing (drawn unless given), and `public` of every class of the others."""
+    if is_test is None:
+        is_test = _drawn(labels, parameters.test, parameters.seed, "split", name)
+    is_public, train = np.zeros(len(labels), bool), np.flatnonzero(~is_test)
+    if parameters.public:
+        is_public[train] = _drawn(labels[train], parameters.public, parameters.seed, "public", name)
+    return is_test, is_public
 
 
 def _thinned(labels: np.ndarray, is_test: np.ndarray, parameters: StreamParameters, name: str) -> np.ndarray:

@@ -21,7 +21,7 @@ from filelock import FileLock
 from torch import nn
 
 from errors import InputError
-from methods.pretraining import general_accuracy, pretrain, with_heads
+from methods.pretraining import general_accuracy, pretrain, pretrain_tasks, with_heads
 from methods.training import LocalData
 from models import backbones
 from models.foundation import Foundation, FoundationParameters
@@ -29,6 +29,7 @@ from streams.atomic import written_whole
 from streams.general import general_labels
 from streams.stream import Stream
 
+from .answers import answers, by_task
 from .files import file_digest, write_json
 
 WEIGHTS = "foundation.safetensors"
@@ -108,7 +109,10 @@ def make(
 
         backbone = released.load(parameters, stream.shape, root, folder).to(device)
         return with_heads(backbone, data, targets, parameters.probe, parameters.seed), labels
-    backbone = backbones.untrained(parameters, stream.shape).to(device)
+    layout = stream.layout.to_record() if stream.layout else None
+    backbone = backbones.untrained(parameters, stream.shape, layout).to(device)
+    if isinstance(backbone, backbones.SeveralTasks):
+        return pretrain_tasks(backbone, data, parameters.pretraining, parameters.seed), labels
     if not targets and (backbone.modality == "text" or not parameters.pretraining.reconstruction):
         raise InputError(
             "foundation.general names no task, so that foundation.source pretrain has nothing to learn"
@@ -125,9 +129,13 @@ def test_rows(stream: Stream) -> np.ndarray:
 def accuracies(
     foundation: Foundation, stream: Stream, labels: Mapping[str, np.ndarray], device: str
 ) -> dict[str, float]:
-    """Test accuracy of each general task, in [0, 1]."""
+    """Test accuracy of each general task, in [0, 1]; of a network of several tasks the measures of each task."""
     rows = test_rows(stream)
     data, samples = LocalData(*stream.load(rows), device), stream.samples_of(rows)
+    if stream.layout:
+        network = foundation.backbone.network
+        measured = by_task(network, answers(network, data, range(stream.classes)))
+        return {f"{row['task']} {row['measure']}": row["value"] for row in measured}
     return {
         task: general_accuracy(
             nn.Sequential(foundation.backbone, foundation.general[task]),

@@ -24,6 +24,7 @@ from methods.devices import devices
 from methods.training import LocalData
 from models import Architecture
 from models.foundation import Foundation
+from models.pretrained import Pretrained
 from parameters import Experiment
 from streams.foreign import foreign
 from streams.general import general_labels
@@ -110,10 +111,15 @@ class Site:
         if not stream.layout:
             return tuple(found), ()
         (whole,) = found
+        frozen = whole.options.get("rank") is not None
+
+        def network(about: Architecture) -> Architecture | Pretrained:
+            return Pretrained(about, lambda: self.foundation) if frozen else about
+
         has = [stream.tasks_of(client) for client in range(stream.clients)]
         kinds = sorted(set(has))
-        own = [replace(whole, options={**whole.options, "tasks": list(tasks)}) for tasks in kinds]
-        return (whole, *own), tuple(1 + kinds.index(tasks) for tasks in has)
+        own = [network(replace(whole, options={**whole.options, "tasks": list(tasks)})) for tasks in kinds]
+        return (network(whole), *own), tuple(1 + kinds.index(tasks) for tasks in has)
 
     @cached_property
     def foundation(self) -> Foundation:
