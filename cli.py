@@ -100,18 +100,25 @@ def print_stream(built) -> None:
     from rich.table import Table
 
     size = " x ".join(map(str, built.shape))
-    samples = f"texts of {size} bytes" if built.modality == "text" else f"images ({size})"
+    samples = f"images ({size})" if built.modality == "image" else f"{built.modality}s of {size} bytes"
+    tasks = (
+        f"{len(built.layout.tasks)} tasks with {built.classes} labels" if built.layout else f"{built.classes} classes"
+    )
     console.print(
-        f"[bold]{built.name}[/]: {len(built.inputs)} {samples}, {built.classes} classes, "
+        f"[bold]{built.name}[/]: {len(built.inputs)} {samples}, {tasks}, "
         f"{built.clients} clients, {built.experiences} experiences, {len(built.public())} public samples"
     )
     console.print(f"digest {built.digest}", highlight=False)
+    for task in built.layout.tasks if built.layout else ():
+        labels = f", labels {task.first} to {task.labels[-1]}" if task.classes > 1 else f", label {task.first}"
+        console.print(f"task {task.name}: {' and '.join(task.modalities)} -> {task.target}{labels}", highlight=False)
     if built.clients * built.experiences > MOST_LINES:
         console.print("training samples of a client: fewest, median, most; train, test: of all clients together")
         about = built.summary().reset_index()
     else:
         about = built.describe().reset_index()
-        about["classes"] = [row if len(row) <= 10 else f"{len(row)} classes" for row in about["classes"]]
+        if "classes" in about:
+            about["classes"] = [row if len(row) <= 10 else f"{len(row)} classes" for row in about["classes"]]
     table = Table(*[str(column) for column in about.columns])
     for row in about.itertuples(index=False):
         table.add_row(*map(str, row))
@@ -140,13 +147,20 @@ def compare(
 ) -> None:
     """The comparison table over results/, and where methods were measured over simulated time, their speed-ups."""
     from metrics.comparison import collect, table, to_rich
+    from metrics.task_measures import task_rows
+    from metrics.task_measures import to_rich as tasks_to_rich
     from metrics.time_comparison import over_time
     from metrics.time_comparison import to_rich as times_to_rich
     from parameters import project_root
 
     results = project_root() / "results"
     runs = collect(results, stream)
-    console.print(to_rich(table(runs)))
+    summary = table(runs)
+    console.print(to_rich(summary))
+    for name, of_stream in summary.groupby(level="stream"):
+        header, rows = task_rows(of_stream.dropna(axis="columns", how="all"))
+        if rows:
+            console.print(tasks_to_rich(name, header, rows))
     for compared in over_time(results, runs):
         console.print(times_to_rich(compared))
 
@@ -183,6 +197,8 @@ def streams() -> None:
         said.append(about.partition.kind + alpha)
         if about.domain:
             said.append(about.domain.corruption if about.domain.kind == "corruption" else about.domain.kind)
+        if about.multitask:
+            said += [f"tasks {' '.join(about.multitask.tasks)}", f"{len(about.multitask.patterns)} patterns"]
         said += [f"{about.private} private classes"] * bool(about.private) + ["own order"] * (about.order == "own")
         said += ["growing"] * bool(about.growth) + [f"lag {about.lag:g}"] * bool(about.lag)
         console.print(f"[bold]{name:{width}}[/] {', '.join(said)}", highlight=False, soft_wrap=True)

@@ -21,10 +21,10 @@ class Task:
     Attributes:
         name: letters and digits, such as "digit".
         modalities: what a sample of it shows: ("image",), ("text",) or ("image", "text").
-        target: "class" (cross-entropy over `classes`; accuracy), "image" (the image shown; mean squared error) or "text"
-            (cross-entropy over the words of the answer; token accuracy, METEOR).
-        first, classes: the task's labels are first..first + classes - 1 of the stream's label space; a task whose target is
-            no class has one label, which says no more than that the sample is its own.
+        target: "class" (cross-entropy over `classes`; accuracy), "image" (the image shown; mean squared error) or
+            "text" (cross-entropy over the words of the answer; token accuracy, METEOR).
+        first, classes: the task's labels are first..first + classes - 1 of the stream's label space; a task whose
+            target is no class has one label, which says no more than that the sample is its own.
     """
 
     name: str

@@ -199,6 +199,9 @@ def experiment(
         seed=seed,
         run=checked(RunParameters, given, "run"),
     )
+    if result.stream_parameters.source == "tasks" and not kind.multitask:
+        able = ", ".join(each for each in methods.names() if methods.get(each).multitask)
+        raise InputError(f"clients of stream {stream} have different tasks, which {method} does not know; do: {able}")
     if kind.needs_public and not result.stream_parameters.public:
         raise InputError(
             f"streams.{stream}.public must be greater than 0 for {method} (got 0): its server learns from samples "

@@ -35,7 +35,7 @@ from methods.state import State  # noqa: E402
 from methods.training import Client  # noqa: E402
 from parameters import Experiment, experiment  # noqa: E402
 from tasks.delivery import deliver_all, file_record  # noqa: E402
-from tasks.evaluation import predictions  # noqa: E402
+from tasks.evaluation import accuracy  # noqa: E402
 from tasks.results import describe, publish, read_json, write_results  # noqa: E402
 from tasks.run import Run  # noqa: E402
 from tasks.site import Site, prepare_process  # noqa: E402
@@ -68,7 +68,7 @@ def bare(site: Site) -> float:
     def test() -> float:
         data = site.test(-1, 0)
         model = method.predictor("global", server, State(), CENTRE)
-        return (predictions(model, data, site.seen(-1, 0)) == data.labels).double().mean().item()
+        return accuracy(model, data, site.seen(-1, 0))
 
     test()
     for number in range(spec.train.rounds):

@@ -14,6 +14,8 @@ import pandas as pd
 from metrics.comparison import collect, table, to_markdown
 from metrics.plots import draw_comparison, draw_over_time
 from metrics.summary import over_experiences
+from metrics.task_measures import task_rows
+from metrics.task_measures import to_markdown as tasks_to_markdown
 from metrics.time_comparison import over_time
 from metrics.time_comparison import to_markdown as times_to_markdown
 from parameters import project_root
@@ -27,7 +29,7 @@ from . import settings
 def compare(stream: str, root: Path) -> None:
     """Writes `comparison/STREAM/`: table.md, metrics.json (means over seeds), accuracy.csv and accuracy.png.
 
-    Where methods were measured over simulated time, also time.md and time.png.
+    Where methods were measured over simulated time, also time.md and time.png; where task by task, tasks.md.
     """
     frame = collect(root / "results", stream)
     folder = root / "comparison" / stream
@@ -46,6 +48,9 @@ def compare(stream: str, root: Path) -> None:
     draw_comparison(curves, folder / "accuracy.png", f"{stream}: average accuracy so far")
     wide = {method: pd.concat(runs).groupby("experience").average_accuracy.mean() for method, runs in curves.items()}
     pd.DataFrame(wide).to_csv(folder / "accuracy.csv", float_format="%.6f")
+    header, rows = task_rows(summary)
+    if rows:
+        (folder / "tasks.md").write_text(tasks_to_markdown(header, rows))
     for compared in over_time(root / "results", frame):
         (folder / "time.md").write_text(times_to_markdown(compared))
         draw_over_time(compared.courses, folder / "time.png", f"{stream}: average accuracy over simulated time")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from prefect import flow, runtime
 
+from tasks.finishing import finish_clients
 from tasks.round import evaluate_all, play_round
 from tasks.run import Run
 
@@ -24,5 +25,7 @@ def experiment(title: str, parameters: dict, run: Run) -> None:
     for experience in run.experiences_left():
         for moment in run.rounds_left(experience):
             play_round(run, moment)
+        if experience == run.site.stream.experiences - 1:
+            finish_clients(run)
         evaluate_all(run, trained=experience)
     show_tables(run)

@@ -13,6 +13,7 @@ A round asks a method, in this order:
     fuse(job, ...)          one job: a part of the next server state; a long one is `fuse_on`
     join(server, parts)     the next server state
     end_experience(...)     what changes when an experience ends
+    finish(client)          a client's last step, after all rounds
     predictor(kind, ...)    the models to be evaluated
     general(server)         the same for a foundation model's general tasks
 
@@ -24,65 +25,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
-import numpy as np
 from torch import Tensor, nn
 
 from errors import InputError, nearest
-from models import Architecture
-from models.foundation import Foundation
-from randomness import generator
 from validation import Section
 
-from .devices import Device
+from .setting import CENTRE, Setting
 from .state import Message, Moment, State
-from .training import Client, LocalData, TrainParameters, Update
-
-CENTRE = -1  # the one participant of a centralised method: it holds the data of all clients
+from .training import Client, Update
 
 Scope = Literal["server", "client"]
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What an experiment fixes for its method."""
-
-    architectures: tuple[Architecture, ...]  # client i has the i-th, round-robin; the server's own is the first
-    train: TrainParameters
-    seed: int
-    clients: int
-    experiences: int
-    device: str = "cpu"
-    public: Callable[[], LocalData] | None = None  # the samples that no client holds, read when they are asked for
-    outside: Callable[[str], LocalData] | None = None  # all training samples of another source, scaled to the stream's
-    picture: Callable[[str], np.ndarray] | None = None  # one picture by its name, (3, height, width) uint8
-    oracle: Callable[[int], LocalData] | None = None  # all clients' data until an experience; only where it is allowed
-    foundation: Callable[[], Foundation] | None = None  # the frozen foundation model; shared: never change it
-    task_aware: bool = False  # the experience of a sample is known when it is predicted (task-incremental)
-    devices: tuple[Device, ...] = ()  # the clients' simulated devices, where the method has a cost model
-
-    @property
-    def architecture(self) -> Architecture:
-        return self.architectures[0]
-
-    def place(self, client: int) -> int:
-        """Which of the architectures `client` has; the server and the centre have the first."""
-        return client % len(self.architectures) if client >= 0 else 0
-
-    def initial_model(self, place: int = 0) -> dict[str, Tensor]:
-        """The common starting point of all methods of one seed, and of all clients with this architecture."""
-        names = ("model", place) if place else ("model",)
-        return self.architectures[place].initial(generator(self.seed, *names))
-
-    def state(self, model: nn.Module, client: int = CENTRE) -> dict[str, Tensor]:
-        """The tensors of a network that `load` gave."""
-        return self.architectures[self.place(client)].state(model)
-
-    def load(self, tensors: Mapping[str, Tensor], client: int = CENTRE) -> nn.Module:
-        """`client`'s network with copies of `tensors`, on the experiment's device."""
-        return self.architectures[self.place(client)].load(tensors, self.device)
 
 
 class Upload(Protocol):
@@ -112,6 +66,10 @@ class Method(ABC):
     needs_public: ClassVar[bool] = False
     # Whether it works with a foundation model (the section `foundation`).
     needs_foundation: ClassVar[bool] = False
+    # Whether it knows streams in which clients have different tasks; `register` says so, it is not inherited.
+    multitask: ClassVar[bool] = False
+    # Whether clients take a last step after all rounds, see `finish`.
+    finishes: ClassVar[bool] = False
     # Whether it works with the clients' simulated devices (the section `devices`): its updates say their `time`.
     needs_devices: ClassVar[bool] = False
 
@@ -202,6 +160,13 @@ class Method(ABC):
     def train(self, client: Client) -> Update:
         """What a client does in a round."""
 
+    def finish(self, client: Client) -> Update:
+        """A client's last step, after all rounds of the last experience; `received` is the last broadcast.
+
+        Asked where `finishes`, of each client that has data in the last experience; nothing is sent back.
+        """
+        raise NotImplementedError(f"{self.name} has no last step")
+
     # what is measured
 
     @abstractmethod
@@ -224,11 +189,15 @@ class Method(ABC):
 _methods: dict[str, type[Method]] = {}
 
 
-def register(name: str) -> Callable[[type[Method]], type[Method]]:
-    """Makes a method known by `name` to params.yaml, the command line and the conformance tests."""
+def register(name: str, multitask: bool = False) -> Callable[[type[Method]], type[Method]]:
+    """Makes a method known by `name` to params.yaml, the command line and the conformance tests.
+
+    Args:
+        multitask: it knows streams in which clients have different tasks (source `tasks`).
+    """
 
     def add(method: type[Method]) -> type[Method]:
-        method.name = name
+        method.name, method.multitask = name, multitask
         method.summary = (method.__doc__ or name).strip().splitlines()[0].rstrip(".")
         _methods[name] = method
         return method

@@ -8,11 +8,12 @@ from torch import Tensor, nn
 
 from .aggregation import weighted_mean
 from .base import Method, Upload, register
+from .objectives import plain
 from .state import Message, Moment, State, prefixed
-from .training import Batch, Client, Update, cross_entropy, fit
+from .training import Batch, Client, Update, fit
 
 
-@register("fedavg")
+@register("fedavg", multitask=True)
 class FedAvg(Method):
     """Federated averaging: clients train the server's model, the server averages them.
 
@@ -21,13 +22,19 @@ class FedAvg(Method):
     It knows nothing of experiences, so it forgets: the floor for every federated continual method. The cross-entropy
     runs over the classes the client has seen so far [ours: unseen classes have no data to be wrong about], in a
     task-incremental stream over those of the experience.
+
+    Where clients have different tasks, each receives and trains the components that its tasks use, and a component is
+    averaged over the clients that hold it; a batch of several tasks has the loss sum_o share_o L_o (`objectives`).
     """
 
     def start(self) -> State:
         return State(prefixed("model", self.setting.initial_model()))
 
     def broadcast(self, server: State, clients: Sequence[int], moment: Moment) -> Mapping[int, Message | None]:
-        return dict.fromkeys(clients, Message(prefixed("model", server.part("model"))))
+        setting, model = self.setting, server.part("model")
+        places = sorted({setting.place(client) for client in clients})
+        messages = {place: Message(prefixed("model", setting.part(model, place))) for place in places}
+        return {client: messages[setting.place(client)] for client in clients}
 
     def train(self, client: Client) -> Update:
         model = self.begin(client)
@@ -43,12 +50,12 @@ class FedAvg(Method):
         """The client's loss as a function of model and batch; what is computed once a round is computed here."""
 
         def loss(model: nn.Module, batch: Batch) -> Tensor:
-            return cross_entropy(model(batch.inputs), batch.labels, client.candidates)
+            return plain(model, batch, client.candidates)
 
         return loss
 
     def expects(self, server: State, client: int, moment: Moment) -> Mapping[str, Tensor]:
-        return prefixed("model", server.part("model"))
+        return prefixed("model", self.setting.part(server.part("model"), self.setting.place(client)))
 
     def fuse(self, job: str, server: State, uploads: Sequence[Upload], moment: Moment) -> State:
         return State({**server.tensors, **weighted_mean(uploads)}, server.values)

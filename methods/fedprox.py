@@ -10,7 +10,7 @@ from .fedavg import FedAvg
 from .training import Batch, Client
 
 
-@register("fedprox")
+@register("fedprox", multitask=True)
 class FedProx(FedAvg):
     """FedAvg whose clients stay near the model they received.
 

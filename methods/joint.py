@@ -8,7 +8,7 @@ from .base import register
 from .local import Local
 
 
-@register("joint")
+@register("joint", multitask=True)
 class Joint(Local):
     """All data of all clients and experiences so far, trained centrally: the upper bound.
 

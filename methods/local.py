@@ -7,11 +7,12 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from .base import Method, register
+from .objectives import plain
 from .state import State, prefixed
-from .training import Batch, Client, Update, cross_entropy, fit
+from .training import Batch, Client, Update, fit
 
 
-@register("local")
+@register("local", multitask=True)
 class Local(Method):
     """Each client alone: plain fine-tuning on its own stream, nothing crosses.
 
@@ -28,7 +29,7 @@ class Local(Method):
         model = self.setting.load(client.state.part("model"), client.id)
 
         def objective(model: nn.Module, batch: Batch) -> Tensor:
-            return cross_entropy(model(batch.inputs), batch.labels, client.candidates)
+            return plain(model, batch, client.candidates)
 
         loss, steps = fit(model, client, self.setting.train, objective)
         return Update(State(prefixed("model", model.state_dict())), None, model, loss, steps)

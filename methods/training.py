@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +31,10 @@ class TrainParameters(Section):
     learning_rate: float = Field(0.05, gt=0, description="step size of the local optimizer")
     momentum: float = Field(0.0, ge=0, lt=1, description="momentum of sgd; 0 is none")
     weight_decay: float = Field(0.0, ge=0, description="L2 penalty of the local optimizer; 0 is none")
+    clip: float = Field(0.0, ge=0, description="largest norm of a step's gradient in local training; 0 is no limit")
+    warmup: float = Field(
+        0.0, ge=0, le=1, description="share of an experience's rounds over which the step size rises to its full value"
+    )
     clients_per_round: Literal["all"] | int = Field(
         "all", description="clients sampled in a round, at least 1; 'all' takes every client that has data"
     )
@@ -38,8 +42,11 @@ class TrainParameters(Section):
         default_factory=Augmentation, description="what is done to training images, batch by batch"
     )
 
-    def optimizer_for(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
-        settings = {"lr": self.learning_rate, "weight_decay": self.weight_decay, "fused": True}
+    def optimizer_for(self, parameters: Sequence[nn.Parameter], round: int | None = None) -> torch.optim.Optimizer:
+        """A fresh optimizer; with `round` its step size is that of the round: `warmup` is linear, then it stays."""
+        rising = self.warmup * self.rounds
+        share = 1.0 if round is None or round + 1 >= rising else (round + 1) / rising
+        settings = {"lr": share * self.learning_rate, "weight_decay": self.weight_decay, "fused": True}
         if self.optimizer == "sgd":
             return torch.optim.SGD(parameters, momentum=self.momentum, **settings)
         return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.optimizer](parameters, **settings)
@@ -127,6 +134,7 @@ class Client:
     # Measures a model on the client's own test data of this experience, among its classes; nothing comes back. Names
     # the training that the model is in (`scratch`) and its epochs so far: the learning curves of the results.
     watch: Callable[[str, int, nn.Module], None] = lambda training, epoch, model: None
+    draws: str = ""  # which of several trainings in one round this is, where each draws by itself
 
     @cached_property
     def known(self) -> tuple[int, ...]:
@@ -161,7 +169,8 @@ class Client:
     def generator(self, purpose: str) -> torch.Generator:
         """This client's own stream of randomness for `purpose` in this round."""
         experience, round = self.moment
-        return generator(self.seed, "client", self.id, "experience", experience, "round", round, purpose)
+        which = (self.draws,) if self.draws else ()
+        return generator(self.seed, "client", self.id, "experience", experience, "round", round, *which, purpose)
 
 
 @dataclass(frozen=True)
@@ -176,6 +185,9 @@ class Update:
     # Simulated time of the training: forward passes of one block over a minibatch on a device of speed 1, divided by
     # the device's speed; 0 where the method has no cost model.
     time: float = 0.0
+    # Rows of plain values for the tables of the results, by their names: what the client decided. All rows of a table
+    # have the same keys; experience, round and client are put before them.
+    tables: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, classes: Sequence[int]) -> Tensor:
@@ -217,7 +229,7 @@ def fit(
         watch(0)
     model.train()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = train.optimizer_for(parameters)
+    optimizer = train.optimizer_for(parameters, client.moment.round)
     total, steps = torch.zeros((), device=client.data.labels.device), 0
     for batch in client.batches(train):
         value = loss(model, batch)
@@ -225,6 +237,8 @@ def fit(
         value.backward()
         if adjust:
             adjust(model)
+        if train.clip:
+            nn.utils.clip_grad_norm_(parameters, train.clip)
         optimizer.step()
         total += value.detach()  # stays on the device: reading it every step would wait for the GPU
         steps += 1

@@ -153,6 +153,28 @@ def draw_allocation(table: pd.DataFrame, path: Path, title: str = "") -> None:
         panels[0].set_yticklabels([f"{client}: {speed:.2f}" for client, speed in speeds.items()], fontsize=6)
 
 
+def draw_replacements(table: pd.DataFrame, path: Path, title: str = "") -> None:
+    """The share of participations in which each task's components were replaced, round by round.
+
+    Args:
+        table: rows of experience, round, client, task and replaced (bool), see `methods.tap`.
+    """
+    rounds = table[["experience", "round"]].drop_duplicates().sort_values(["experience", "round"])
+    place = {tuple(each): number for number, each in enumerate(rounds.itertuples(index=False))}
+    numbers = [place[each] for each in zip(table["experience"], table["round"], strict=True)]
+    with _axes(path, 7.5, 4.0, title) as axes:
+        for task, own in table.assign(number=numbers).groupby("task", sort=False):
+            share = own.groupby("number")["replaced"].mean()
+            counted = int(own["replaced"].sum())
+            axes.plot(share.index, share, marker=".", label=f"{task} ({counted} of {len(own)})")
+        for number in [place[each] for each in place if each[1] == 0][1:]:
+            axes.axvline(number - 0.5, color="grey", linewidth=0.8, linestyle=":")
+        axes.set(xlabel="round, over all experiences", ylabel="share of clients that replaced", ylim=(-0.03, 1.03))
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.legend(title="task (replaced of participations)", fontsize=8, title_fontsize=8)
+
+
 def _over_seeds(runs: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Mean and std (ddof 1, NaN for one seed) of `A_a` by experience."""
     return pd.concat(runs).groupby("experience")["average_accuracy"].agg(["mean", "std"])

@@ -1,6 +1,6 @@
 """Networks: every module with a network registers its own; `build` makes them by name."""
 
-from . import cnn, cnn4, mlp, mobilenet, resnet, text, vgg, vit
+from . import cnn, cnn4, mlp, mobilenet, multimodal, resnet, text, vgg, vit
 from .initial import initialise
 from .registry import Architecture, Classifier, build, check, modality, names, register
 
@@ -15,6 +15,7 @@ __all__ = [
     "mlp",
     "mobilenet",
     "modality",
+    "multimodal",
     "names",
     "register",
     "resnet",

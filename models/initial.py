@@ -31,7 +31,7 @@ def initialise(model: nn.Module, generator: torch.Generator) -> nn.Module:
         if isinstance(layer, Zero):
             for parameter in own:
                 nn.init.zeros_(parameter)
-        elif isinstance(layer, nn.Linear | nn.Conv2d):
+        elif isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
             bound = 1 / math.sqrt(layer.weight[0].numel())
             for parameter in own:
                 nn.init.uniform_(parameter, -bound, bound, generator=generator)

@@ -11,6 +11,7 @@ import copy
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -26,6 +27,7 @@ from .sharing import with_tensors
 
 FAR = -1e9  # logit of a class that is not to be predicted
 
+Reads = Literal["image", "text", "record"]
 PositiveInt = Annotated[int, Field(ge=1)]  # the type of a width or a depth
 
 
@@ -33,11 +35,11 @@ class Classifier(nn.Module):
     """Inputs -> logits (batch, classes), through features.
 
     Inputs are images (batch, channels, height, width), float32 in [-1, 1], or, where `modality` says so, texts
-    (batch, length), the uint8 bytes of UTF-8 with zeros after the end. A network sets `width` and `head` and defines
-    `pooled`; the option `features` of every network is dealt with here.
+    (batch, length), the uint8 bytes of UTF-8 with zeros after the end, or records of several tasks (batch, bytes). A
+    network sets `width` and `head` and defines `pooled`; the option `features` of every network is dealt with here.
     """
 
-    modality: ClassVar[Literal["image", "text"]] = "image"
+    modality: ClassVar[Reads] = "image"
     width: int  # length of a feature vector
     head: nn.Linear
     projection: nn.Linear | None
@@ -85,7 +87,8 @@ def layers(part: nn.Module) -> list[nn.Module]:
     return [part] if any(True for _ in part.parameters()) else []
 
 
-SHAPES = {"image": ("channels", "height", "width"), "text": ("length",)}  # of one input, by modality
+SHAPES = {"image": ("channels", "height", "width"), "text": ("length",), "record": ("bytes",)}  # of one input
+GIVEN = ("layout", "tasks")  # arguments of networks of several tasks that come from the stream, not from params.yaml
 
 _constructors: dict[str, type[Classifier]] = {}
 
@@ -102,7 +105,7 @@ def names() -> list[str]:
     return sorted(_constructors)
 
 
-def modality(name: str) -> Literal["image", "text"]:
+def modality(name: str) -> Reads:
     """What the network `name` reads."""
     return _known(name).modality
 
@@ -116,16 +119,18 @@ def _known(name: str) -> type[Classifier]:
 def check(name: str, options: Mapping[str, object]) -> dict[str, object]:
     """The network's options with defaults filled in.
 
-    Every network has the options `features`, the length of its feature vectors, whatever its body ends with, so that
-    different networks can share prototypes, and `adapter`, the units of an adapter on its features. They are left out
-    where they are not given: a run without them is the run it was.
+    Every network of one task has the options `features`, the length of its feature vectors, whatever its body ends
+    with, so that different networks can share prototypes, and `adapter`, the units of an adapter on its features.
+    They are left out where they are not given: a run without them is the run it was.
 
     Raises:
         InputError: an unknown network or option (with the nearest valid names), or an option out of its range.
     """
     signature = inspect.signature(_known(name), eval_str=True).parameters
-    known = {key: (each.annotation, each.default) for key, each in signature.items() if key not in ("shape", "classes")}
-    known |= {"features": (PositiveInt | None, None), "adapter": (PositiveInt | None, None)}
+    given = ("shape", "classes", *GIVEN)
+    known = {key: (each.annotation, each.default) for key, each in signature.items() if key not in given}
+    if modality(name) != "record":  # whose head is several
+        known |= {"features": (PositiveInt | None, None), "adapter": (PositiveInt | None, None)}
     for option in options:
         if option not in known:
             raise InputError(f"model.{option}: model '{name}' has no option '{option}'; {nearest(option, known)}")
@@ -144,7 +149,8 @@ def build(name: str, shape: tuple[int, ...], classes: int, **options: object) ->
     Raises:
         InputError: unknown name or option, an option out of its range, or inputs that are not the network's.
     """
-    options = check(name, options)
+    given = {key: options[key] for key in GIVEN if key in options}
+    options = check(name, {key: value for key, value in options.items() if key not in GIVEN}) | given
     features, adapter = options.pop("features", None), options.pop("adapter", None)
     kind = modality(name)
     if len(shape) != len(SHAPES[kind]):
@@ -172,9 +178,14 @@ class Architecture:
         object.__setattr__(self, "_template", build(self.name, self.shape, self.classes, **self.options))
 
     @property
-    def modality(self) -> Literal["image", "text"]:
+    def modality(self) -> Reads:
         """What the network reads."""
         return modality(self.name)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Of the tensors of a state dict."""
+        return tuple(self._template.state_dict())
 
     def initial(self, generator: torch.Generator) -> dict[str, Tensor]:
         """A freshly initialised state dict (parameters and buffers)."""

@@ -20,6 +20,7 @@ def deal(
     plan: Plan,
     parameters: StreamParameters,
     groups: np.ndarray | None = None,
+    tasks: np.ndarray | None = None,
 ) -> Manifest:
     """The manifest: a row per sample, with `overlap` one for each experience of the client that holds the sample.
 
@@ -30,6 +31,7 @@ def deal(
         is_test: (N,) bool, or None to hold out `parameters.test` of every class.
         plan: from `scenario.plan`.
         groups: (N,) int64, the client of each sample; only for partition "natural".
+        tasks: (classes,) int64, the task of each label; by default there is one.
     """
     split = _splits(labels, is_test, parameters)
     client = np.full(len(labels), NOBODY)
@@ -63,7 +65,7 @@ def deal(
     return {
         "sample": sample,
         "label": labels[sample],
-        "task": np.zeros_like(sample),
+        "task": np.zeros_like(sample) if tasks is None else tasks[labels[sample]],
         "client": client,
         "experience": experience,
         "split": split[sample],

@@ -24,8 +24,10 @@ def foreign(source: str, stream: Stream, root: Path) -> tuple[np.ndarray, np.nda
 
     Raises:
         InputError: the stream's own source, no such source, texts for images or images for texts, or the stream's
-            images are not square.
+            images are not square, or are parts of records.
     """
+    if stream.layout is not None:
+        raise InputError(f"source {source}: the samples of stream {stream.name} are records of several tasks")
     if _same(source, stream.parameters.source, root):
         raise InputError(
             f"source {source} is where the stream's own samples come from: they are the clients'; 'public' is the part "

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from streams.sections import Blurry, Domain, Growth, Partition
+from streams.task_section import MultiTask
 from validation import Section
 
 # What `source` may begin with, and what follows.
-SOURCES = {"digits": "", "parquet:": "PATH", "csv:": "PATH", "folder:": "PATH", "torchvision:": "NAME"}
+SOURCES = {"digits": "", "parquet:": "PATH", "csv:": "PATH", "folder:": "PATH", "torchvision:": "NAME", "tasks": ""}
+# Keys that have no meaning where clients have tasks of their own.
+NOT_WITH_TASKS = {
+    "classes": "the tasks say how many labels there are",
+    "order": "a pattern is the order of its tasks",
+    "private": "patterns say what belongs to whom",
+    "growth": "a task would come to a client that is absent",
+    "public": "an image is shown in several tasks, so that it would be public in one and a client's in another",
+}
 
 
 class StreamParameters(Section):
@@ -18,7 +27,7 @@ class StreamParameters(Section):
 
     source: str = Field(
         description="'digits'; 'parquet:PATH' (images or texts), 'csv:PATH' (texts) or 'folder:PATH' (images), PATH "
-        "being a file or a folder, relative to the project folder; or 'torchvision:NAME'"
+        "being a file or a folder, relative to the project folder; 'torchvision:NAME'; or 'tasks', see multitask"
     )
     image: str | None = Field(
         None,
@@ -48,11 +57,14 @@ class StreamParameters(Section):
         ge=2,
         description="number of classes, 2 or more; labels are 0..classes-1; by default the largest label + 1",
     )
-    scenario: Literal["class-incremental", "task-incremental", "domain-incremental", "blurry", "self-centred"] = Field(
+    scenario: Literal[
+        "class-incremental", "task-incremental", "domain-incremental", "blurry", "self-centred", "multi-task"
+    ] = Field(
         "class-incremental",
         description="what changes from one experience to the next: class-incremental: its classes are new; "
         "task-incremental: so they are, and a test sample's experience is known; domain-incremental: the inputs look "
-        "different; blurry: some classes leak into other experiences; self-centred: clients have classes of their own",
+        "different; blurry: some classes leak into other experiences; self-centred: clients have classes of their own; "
+        "multi-task: clients have tasks and modalities of their own, which come one after another",
     )
     clients: int = Field(ge=1, description="number of clients, 1 or more")
     experiences: int = Field(
@@ -77,6 +89,7 @@ class StreamParameters(Section):
         False, description="domain-incremental: every experience shows all samples of a client again, in its domain"
     )
     blurry: Blurry | None = Field(None, description="scenario blurry: how much of which classes leaks")
+    multitask: MultiTask | None = Field(None, description="source tasks: the tasks, and which client has which")
     lag: float = Field(
         0.0, ge=0, le=1, description="how late the last clients may be, in experiences, from 0 (all in step) to 1"
     )
@@ -98,10 +111,9 @@ class StreamParameters(Section):
     @field_validator("source")
     @classmethod
     def _known_source(cls, source: str) -> str:
-        kind, _, rest = source.partition(":")
-        if source != "digits" and not (f"{kind}:" in SOURCES and rest.strip()):
-            *others, last = (repr(known + SOURCES[known]) for known in SOURCES)
-            raise ValueError(f"must be {', '.join(others)} or {last}")
+        problem = _unknown(source, *SOURCES)
+        if problem:
+            raise ValueError(problem)
         return source
 
     @model_validator(mode="after")
@@ -146,3 +158,52 @@ class StreamParameters(Section):
                     "classes that come while it is absent would belong to nobody"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _tasks_fit(self) -> StreamParameters:
+        there = {
+            "source 'tasks'": self.source == "tasks",
+            "scenario 'multi-task'": self.scenario == "multi-task",
+            "the section multitask": self.multitask is not None,
+        }
+        if not any(there.values()):
+            return self
+        if not all(there.values()):
+            given, missing = ([key for key, is_set in there.items() if is_set == wanted] for wanted in (True, False))
+            raise ValueError(
+                f"{' and '.join(given)} go{'es' if len(given) == 1 else ''} with {' and '.join(missing)} only "
+                f"(source is {self.source!r}, scenario {self.scenario!r})"
+            )
+        about = self.multitask
+        for key in ("images", "texts"):
+            kinds = [known for known in SOURCES if known != "tasks"]
+            problem = getattr(about, key) and _unknown(getattr(about, key), *kinds)
+            if problem:
+                raise ValueError(f"multitask.{key} {problem} (got {getattr(about, key)!r})")
+        problem = about.problem(self.clients, self.experiences)
+        if problem:
+            raise ValueError(problem)
+        for key, why in NOT_WITH_TASKS.items():
+            value = getattr(self, key)
+            if value != type(self).model_fields[key].get_default():
+                raise ValueError(f"{key} {value} does not go with scenario 'multi-task': {why}")
+        if self.partition.kind in ("natural", "classes"):
+            raise ValueError(
+                f"partition {self.partition.kind} does not go with scenario 'multi-task': patterns say who holds what; "
+                "use iid, dirichlet or quantity"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_later_sections(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A section that came after the first digests is part of a digest only where it is used.
+        return {key: value for key, value in handler(self).items() if key != "multitask" or value is not None}
+
+
+def _unknown(source: str, *known: str) -> str | None:
+    """What a source must be, if it is none of the `known` kinds."""
+    kind, colon, rest = source.partition(":")
+    if f"{kind}{colon}" in known and bool(rest.strip()) == bool(colon):
+        return None
+    *others, last = (repr(name + SOURCES[name]) for name in known)
+    return f"must be {', '.join(others)} or {last}"

@@ -1,4 +1,4 @@
-"""A picture of a stream: how many samples of each class every client trains on, experience by experience."""
+"""A picture of a stream: how many samples of each class (task) every client trains on, experience by experience."""
 
 from __future__ import annotations
 
@@ -24,23 +24,28 @@ LINES = 400  # about the lines of pixels of a panel
 COLOURS = LinearSegmentedColormap.from_list("counts", ["#ffffff", "#9ecae1", "#2171b5", "#08306b"])
 NOT_HERE = "#e4e4e4"  # the client does not meet the class in this experience
 ABSENT = {"facecolor": "#f7f3ea", "edgecolor": "#b9ab8a", "linewidth": 0, "hatch": "////"}
+LETTER = 0.09  # inches, about the width of a letter of the title
 EXAMPLE = 30  # points, the side of an example image
 
 
 def draw(stream: Stream, path: Path) -> None:
     """Write a PNG with one panel per experience: clients down, its classes across, colour for training samples.
 
-    Absent clients are hatched. Where the domain changes, a panel shows an example of it, the same sample in each.
+    Of a multi-task stream tasks are across, by their names. Absent clients are hatched. Where the domain changes, a
+    panel shows an example of it, the same sample in each.
     """
-    counts = _counts(stream)
-    shown = [list(stream.classes_in(experience)) for experience in range(stream.experiences)]
+    what, names, column_of = _columns(stream)
+    counts = _counts(stream, column_of)
+    shown = [np.unique(column_of[list(stream.classes_in(t))]).tolist() for t in range(stream.experiences)]
     order = np.arange(stream.clients)
     if stream.clients > MANY and stream.parameters.growth:
         order = np.lexsort((stream.plan.last, stream.plan.first))
     widest = max(map(len, shown))
     across = min(ACROSS_WIDE if widest > WIDE else ACROSS, stream.experiences)
     down = -(-stream.experiences // across)
-    width = across * float(np.clip(0.17 * widest, 1.6, 4.5)) + 1.6
+    about = stream.parameters
+    title = f"{stream.name}  ·  {about.scenario}, {about.partition.kind}  ·  {stream.digest[:12]}"
+    width = max(across * float(np.clip(0.17 * widest, 1.6, 4.5)) + 1.6, LETTER * len(title))
     height = down * (float(np.clip(0.16 * stream.clients, 1.1, 6.0)) + 0.6 + 0.3 * bool(stream.parameters.domain)) + 0.8
     figure = Figure(figsize=(width, height), layout="constrained")
     panels = figure.subplots(down, across, squeeze=False, sharey=True).flat
@@ -56,9 +61,11 @@ def draw(stream: Stream, path: Path) -> None:
         _mark_absent(panel, ~_there(stream, experience)[order])
         _entitle(panel, stream, experience)
         step = -(-len(classes) // 10)
-        panel.set_xticks(range(0, len(classes), step), classes[::step])
+        panel.set_xticks(range(0, len(classes), step), [names[column] for column in classes[::step]])
         panel.yaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
         panel.tick_params(labelsize=7, length=2)
+        if stream.layout is not None:
+            panel.tick_params(axis="x", rotation=45)
     for panel in list(figure.axes)[stream.experiences :]:
         panel.set_axis_off()
     there = [_there(stream, experience) for experience in range(stream.experiences)]
@@ -67,11 +74,10 @@ def draw(stream: Stream, path: Path) -> None:
         keys.append("grey: not met by the client then")
     if not np.all(there):
         keys.append("hatched: client absent")
-    figure.supxlabel(f"class ({'; '.join(keys)})" if keys else "class", fontsize=9)
+    figure.supxlabel(f"{what} ({'; '.join(keys)})" if keys else what, fontsize=9)
     joined = not np.array_equal(order, np.arange(stream.clients))
     figure.supylabel("clients, in the order in which they join and leave" if joined else "client", fontsize=9)
-    about = stream.parameters
-    figure.suptitle(f"{stream.name}  ·  {about.scenario}, {about.partition.kind}  ·  {stream.digest[:12]}", fontsize=11)
+    figure.suptitle(title, fontsize=11)
     bar = figure.colorbar(heat, ax=figure.axes, fraction=0.04, pad=0.01, aspect=15 * height / 2)
     bar.set_label("training samples", fontsize=9)
     bar.ax.tick_params(labelsize=7)
@@ -84,14 +90,23 @@ def _there(stream: Stream, experience: int) -> np.ndarray:
     return stream.plan.present(np.arange(stream.clients), experience)
 
 
-def _counts(stream: Stream) -> np.ndarray:
-    """(experiences, clients, classes) training samples; NaN where the client does not meet the class."""
-    counts = np.full((stream.experiences, stream.clients, stream.classes), np.nan, np.float32)
+def _columns(stream: Stream) -> tuple[str, list[str], np.ndarray]:
+    """What is across, a class or a task; the columns' names; and (classes,) the column of each label."""
+    if stream.layout is None:
+        return "class", list(map(str, range(stream.classes))), np.arange(stream.classes)
+    return "task", list(stream.patterns.names), stream.patterns.of_label
+
+
+def _counts(stream: Stream, column_of: np.ndarray) -> np.ndarray:
+    """(experiences, clients, columns) training samples; NaN where the client does not meet the class."""
+    columns = int(column_of.max()) + 1
+    counts = np.full((stream.experiences, stream.clients, columns), np.nan, np.float32)
     for experience in range(stream.experiences):
         met = stream.plan.within(slice(None), experience)
         for client in np.flatnonzero(met.any(axis=1)):
-            held = np.bincount(stream.labels_of(stream.train(client, experience)), minlength=stream.classes)
-            counts[experience, client, met[client]] = held[met[client]]
+            held = np.bincount(column_of[stream.labels_of(stream.train(client, experience))], minlength=columns)
+            there = np.unique(column_of[met[client]])
+            counts[experience, client, there] = held[there]
     return counts
 
 

@@ -5,12 +5,18 @@ from __future__ import annotations
 import numpy as np
 
 from errors import InputError
-from streams.manifest import PUBLIC, SPLITS, TASKS, TEST, TRAIN, Manifest, to_pandas
+from streams.manifest import PUBLIC, SPLITS, TEST, TRAIN, Manifest, Names, to_pandas
+from streams.pattern import Patterns
 from streams.plan import EVERY, NEVER, Plan
 
 
 def check(
-    manifest: Manifest, labels: np.ndarray, plan: Plan, overlap: bool = False, groups: np.ndarray | None = None
+    manifest: Manifest,
+    labels: np.ndarray,
+    plan: Plan,
+    overlap: bool = False,
+    groups: np.ndarray | None = None,
+    patterns: Patterns | None = None,
 ) -> None:
     """Check all that the manifest promises.
 
@@ -19,14 +25,17 @@ def check(
         plan: from `scenario.plan`.
         overlap: a sample may come again in another experience.
         groups: (N,) whose a sample is by nature, or None.
+        patterns: which tasks a client has; by default every client has the one task of an ordinary stream.
     Raises:
         InputError: names the promise that is broken and the first row that breaks it, or the empty client.
     """
     from pandera.errors import SchemaError
 
+    patterns = patterns or Patterns.ordinary(plan.clients, plan.classes)
     try:
-        _columns(labels, plan).validate(to_pandas(manifest))
-        _rows(manifest, labels, plan, overlap, groups).validate(to_pandas(manifest))
+        _columns(labels, plan, patterns.names).validate(to_pandas(manifest, patterns.names))
+        rows = _rows(manifest, labels, plan, overlap, groups, patterns)
+        rows.validate(to_pandas(manifest, patterns.names))
     except SchemaError as error:
         cases = error.failure_cases
         first = "" if isinstance(cases, str) or cases["index"].isna().all() else f" (first at row {cases['index'][0]})"
@@ -42,12 +51,20 @@ def check(
             f"client {empty[0]}{others} is left with no training sample: {trained.sum()} samples are shared out among "
             f"{plan.clients} clients; use fewer clients, a larger partition.alpha or partition.min_share"
         )
+    learned = np.zeros_like(patterns.held)
+    rows = manifest["split"] == TRAIN
+    learned[manifest["client"][rows], manifest["task"][rows]] = True
+    for client, task in np.argwhere(patterns.held & ~learned)[:1]:
+        raise InputError(
+            f"client {client} is left with no training sample of its task {patterns.names[task]}; use fewer clients, "
+            "more samples, a larger partition.alpha or partition.min_share"
+        )
     tested = np.bincount(manifest["experience"][manifest["split"] == TEST], minlength=plan.experiences)
     if not tested.all():
         raise InputError(f"experience {np.flatnonzero(tested == 0)[0]} has no test sample; hold out more (test)")
 
 
-def _columns(labels: np.ndarray, plan: Plan):
+def _columns(labels: np.ndarray, plan: Plan, tasks: Names):
     """Every column alone: its type and range."""
     from pandera.pandas import Category, Check, Column, DataFrameSchema
 
@@ -62,7 +79,7 @@ def _columns(labels: np.ndarray, plan: Plan):
         {
             "sample": whole("a sample", len(labels)),
             "label": whole("a label", plan.classes),
-            "task": one_of("a task", TASKS),
+            "task": one_of("a task", tasks),
             "client": whole("a client", plan.clients, -1),
             "experience": whole("an experience", plan.experiences, -1),
             "split": one_of("a split", SPLITS),
@@ -72,7 +89,9 @@ def _columns(labels: np.ndarray, plan: Plan):
     )
 
 
-def _rows(manifest: Manifest, labels: np.ndarray, plan: Plan, overlap: bool, groups: np.ndarray | None):
+def _rows(
+    manifest: Manifest, labels: np.ndarray, plan: Plan, overlap: bool, groups: np.ndarray | None, patterns: Patterns
+):
     """Columns together; all are in range by now."""
     import pandas
     from pandera.pandas import Check, DataFrameSchema
@@ -101,6 +120,11 @@ def _rows(manifest: Manifest, labels: np.ndarray, plan: Plan, overlap: bool, gro
         promise(same(split) & same(manifest["client"]), "a sample is given to two clients or splits"),
         promise(label == labels[sample], "a label is not the source's"),
         promise((split != PUBLIC) == held, "a public sample belongs to a client, or another sample to none"),
+        promise(manifest["task"] == patterns.of_label[label], "a task is not the one whose label it is"),
+        promise(
+            ~held | patterns.held[client, patterns.of_label[label]],
+            "a client holds a sample of a task that its pattern has not",
+        ),
         promise(~held | (home != NEVER), "a class is held by a client that never meets it"),
         promise(
             np.where(held, placed & (manifest["experience"] >= 0), manifest["experience"] == -1),

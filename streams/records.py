@@ -12,9 +12,9 @@ from streams import manifest as manifests
 from streams.manifest import Manifest
 
 
-def digest(record: dict, manifest: Manifest) -> str:
+def digest(record: dict, manifest: Manifest, tasks: manifests.Names = manifests.TASKS) -> str:
     named = {key: value for key, value in record.items() if key not in ("name", "digest")}
-    text = json.dumps({**named, "manifest": manifests.digest(manifest)}, sort_keys=True)
+    text = json.dumps({**named, "manifest": manifests.digest(manifest, tasks)}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -8,9 +8,11 @@ from dataclasses import replace
 import numpy as np
 
 from errors import InputError
+from multitask import Layout
 from randomness import numpy_generator
 from streams.parameters import StreamParameters
 from streams.partition import held_classes
+from streams.pattern import homes
 from streams.plan import EVERY, NEVER, Plan
 from streams.sections import Blurry
 
@@ -27,8 +29,8 @@ def scenario(name: str):
     return register
 
 
-def plan(parameters: StreamParameters, classes: int) -> Plan:
-    """The plan of a stream over `classes` classes.
+def plan(parameters: StreamParameters, classes: int, layout: Layout | None = None) -> Plan:
+    """The plan of a stream over `classes` classes, or over the tasks of a layout.
 
     Raises:
         InputError: there are more experiences or private classes than classes, or nobody would hold a class.
@@ -43,6 +45,8 @@ def plan(parameters: StreamParameters, classes: int) -> Plan:
         last=last,
         behind=_lags(parameters),
     )
+    if layout is not None:
+        return replace(empty, home=homes(parameters, layout))
     made = SCENARIOS[parameters.scenario](parameters, empty)
     if parameters.partition.kind == "classes":
         made = replace(made, home=held_classes(made, parameters))

@@ -10,6 +10,8 @@ Adding a source is a module with three things, its line in KINDS and one in `par
     OPTIONS                             the parameters that change its arrays
     files(parameters, root)             its raw files by name: 'train', 'test', or other names if they matter
     decode(parameters, root, folder)    write inputs.npy, labels.npy and, where it has them, split.npy and clients.npy
+
+Source 'tasks' has no raw files of its own: it is made from other sources, and known by their digests.
 """
 
 from __future__ import annotations
@@ -17,12 +19,16 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 
 from errors import InputError
-from streams import csv_table, digits, image_folder, parquet, torchvision_sets
+from multitask import Layout
+from streams import csv_table, digits, image_folder, parquet, task_source, torchvision_sets
 from streams.atomic import written_whole
 from streams.parameters import StreamParameters
 from streams.rawfile import sha256
@@ -32,6 +38,7 @@ KINDS = {
     "digits": digits,
     "folder": image_folder,
     "parquet": parquet,
+    "tasks": task_source,
     "torchvision": torchvision_sets,
 }
 FORMAT = 1  # part of every digest: raise it when the same raw files are decoded to other arrays
@@ -43,18 +50,19 @@ PLAIN_NAMES = (["train"], ["train", "test"])
 
 @dataclass(frozen=True)
 class Source:
-    """A decoded data set of N images or texts.
+    """A decoded data set of N images, texts or records.
 
     Attributes:
         name: what the parameters call it, such as "digits" or "parquet:PATH".
         digest: 64 hexadecimal digits that name raw files and options.
         inputs: memory-mapped and read-only: images (N, C, H, W) uint8 in 0..255, or texts (N, length) uint8, their
-            UTF-8 bytes and then zeros.
+            UTF-8 bytes and then zeros, or records (N, layout.width) uint8.
         labels: (N,) int64 in 0..classes-1.
         is_test: (N,) bool where the source brings its own test split, else None.
         classes: the number of classes.
         natural_clients: (N,) int64 where the data say whose a sample is (`client`), else None: the owners, numbered
             from 0 in the sorted order of their names.
+        layout: how a record is laid out; None for images and texts.
     """
 
     name: str
@@ -64,6 +72,7 @@ class Source:
     is_test: np.ndarray | None
     classes: int
     natural_clients: np.ndarray | None
+    layout: Layout | None = None
 
 
 def load(parameters: StreamParameters, root: Path) -> Source:
@@ -78,6 +87,27 @@ def load(parameters: StreamParameters, root: Path) -> Source:
         if name not in kind.OPTIONS and getattr(parameters, name) is not None:
             takes = ", ".join(sorted(kind.OPTIONS - {"source"}))
             raise InputError(f"{name} is set, but source {parameters.source!r} takes only {takes}")
+    if kind is task_source:
+        parts = {name: load(part, root) for name, part in task_source.parts(parameters).items()}
+        identity = {
+            "kind": kind.__name__,
+            "parts": {name: part.digest for name, part in parts.items()},
+            "options": task_source.identity(parameters),
+        }
+        decode = partial(task_source.decode, parameters, sources=parts)
+    else:
+        identity = _identity(parameters, kind, root)
+        decode = partial(kind.decode, parameters, root)
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    folder = _folder(digest, root)
+    if not folder.is_dir():
+        with written_whole(folder, replace=False) as temporary:
+            decode(folder=temporary)
+    return _open(parameters, digest, root)
+
+
+def _identity(parameters: StreamParameters, kind: ModuleType, root: Path) -> dict[str, Any]:
+    """What names a source with raw files: their bytes, and the options that change the arrays."""
     raw = kind.files(parameters, root)
     options = parameters.model_dump(mode="json", include=kind.OPTIONS)
     identity = {
@@ -88,12 +118,7 @@ def load(parameters: StreamParameters, root: Path) -> Source:
     }
     if list(raw) not in PLAIN_NAMES:
         identity["names"] = list(raw)
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    folder = _folder(digest, root)
-    if not folder.is_dir():
-        with written_whole(folder, replace=False) as temporary:
-            kind.decode(parameters, root, temporary)
-    return _open(parameters, digest, root)
+    return identity
 
 
 def load_known(parameters: StreamParameters, digest: str, root: Path) -> Source:
@@ -111,15 +136,17 @@ def _folder(digest: str, root: Path) -> Path:
 def _open(parameters: StreamParameters, digest: str, root: Path) -> Source:
     folder = _folder(digest, root)
     labels = np.load(folder / "labels.npy")
-    split, clients = folder / "split.npy", folder / "clients.npy"
+    split, clients, laid_out = folder / "split.npy", folder / "clients.npy", folder / "layout.json"
+    layout = Layout.from_record(json.loads(laid_out.read_text())) if laid_out.is_file() else None
     return Source(
         name=parameters.source,
         digest=digest,
         inputs=np.load(folder / "inputs.npy", mmap_mode="r"),
         labels=labels,
         is_test=np.load(split) if split.is_file() else None,
-        classes=parameters.classes or int(labels.max()) + 1,
+        classes=layout.classes if layout else parameters.classes or int(labels.max()) + 1,
         natural_clients=np.load(clients) if clients.is_file() else None,
+        layout=layout,
     )
 
 

@@ -18,12 +18,13 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from errors import InputError
-from streams import domain, promises, records, scenario
+from streams import description, domain, promises, records, scenario
 from streams import manifest as manifests
 from streams.atomic import written_whole
 from streams.deal import deal
 from streams.manifest import TEST, TRAIN, Manifest
 from streams.parameters import StreamParameters
+from streams.pattern import Patterns
 from streams.plan import Plan
 from streams.sources import Source, load, load_known
 
@@ -41,10 +42,12 @@ class Stream:
         parameters: what it was built from.
         digest: 64 hexadecimal digits that cover parameters, source, plan and manifest.
         classes, clients, experiences: how many there are.
-        shape: (C, H, W) of an image, (L,) of a text as bytes.
-        modality: "image" or "text".
+        shape: (C, H, W) of an image, (L,) of a text as bytes, (layout.width,) of a record.
+        modality: "image", "text" or, of a multi-task stream, "record".
+        layout: how a record is laid out, and its tasks; None of images and texts.
         task_aware: the experience of a test sample is known, so predictions are made among its classes only.
         plan: who meets which class and domain when.
+        patterns: which label is of which task, and which client has which task.
         inputs: (N, *shape) uint8, the source's, memory-mapped and read-only; `load` gives them as a client sees them.
         labels: (N,) int64, the source's.
     """
@@ -57,7 +60,9 @@ class Stream:
         self.experiences = self.parameters.experiences
         self.classes = source.classes
         self.shape = tuple(source.inputs.shape[1:])
-        self.modality = "text" if len(self.shape) == 1 else "image"
+        self.layout = source.layout
+        self.modality = "record" if source.layout else "text" if len(self.shape) == 1 else "image"
+        self.patterns = Patterns.of(self.parameters, source.layout, source.classes)
         self.task_aware = self.parameters.scenario == "task-incremental"
         self.inputs = source.inputs
         self.labels = source.labels
@@ -112,6 +117,11 @@ class Stream:
         self._check(client, 0)
         return float(self.plan.behind[client])
 
+    def tasks_of(self, client: int) -> tuple[str, ...]:
+        """The tasks that `client` ever has, in the layout's order; of an ordinary stream "classify"."""
+        self._check(client, 0)
+        return tuple(name for name, held in zip(self.patterns.names, self.patterns.held[client], strict=True) if held)
+
     def present(self, client: int, experience: int) -> bool:
         """Whether `client` is in the federation in `experience`."""
         self._check(client, experience)
@@ -138,26 +148,15 @@ class Stream:
         return _indices(self.plan.met(slice(None), experience).any(axis=0))
 
     def describe(self) -> pandas.DataFrame:
-        """One row per (client, experience): its classes (tuple), and how many train and test samples it has."""
-        import pandas
+        """One row per (client, experience): its classes (tuple), and how many train and test samples it has.
 
-        cells = [(client, experience) for client in range(self.clients) for experience in range(self.experiences)]
-        rows = [(self.classes_of(*cell), len(self.train(*cell)), len(self.test(*cell))) for cell in cells]
-        index = pandas.MultiIndex.from_tuples(cells, names=["client", "experience"])
-        return pandas.DataFrame(rows, index, ["classes", "train", "test"])
+        Of a multi-task stream one row per (client, experience, task); the task is "none" where a client has none then.
+        """
+        return description.describe(self)
 
     def summary(self) -> pandas.DataFrame:
         """One row per experience: clients that are there, their fewest, median and most training samples, sums."""
-        import pandas
-
-        rows = []
-        for experience in range(self.experiences):
-            there = np.flatnonzero(self.plan.present(np.arange(self.clients), experience))
-            train = [len(self.train(client, experience)) for client in there]
-            sizes = (min(train), int(np.median(train)), max(train), sum(train), len(self.test(None, experience)))
-            rows.append((len(there), len(self.classes_in(experience)), *sizes))
-        names = ["clients", "classes", "fewest", "median", "most", "train", "test"]
-        return pandas.DataFrame(rows, pandas.RangeIndex(self.experiences, name="experience"), names)
+        return description.summary(self)
 
     def __repr__(self) -> str:
         return f"Stream({self.name!r}, {self.clients} clients, {self.experiences} experiences, {self.digest[:12]})"
@@ -193,9 +192,10 @@ def build(name: str, parameters: StreamParameters, root: Path) -> Stream:
     groups = _groups(source, parameters)
     if parameters.domain and len(source.inputs.shape) != 4:
         raise InputError(f"scenario domain-incremental changes images, and {parameters.source} has none")
-    plan = scenario.plan(parameters, source.classes)
-    manifest = deal(source.labels, source.is_test, plan, parameters, groups)
-    promises.check(manifest, source.labels, plan, parameters.overlap, groups)
+    plan = scenario.plan(parameters, source.classes, source.layout)
+    patterns = Patterns.of(parameters, source.layout, source.classes)
+    manifest = deal(source.labels, source.is_test, plan, parameters, groups, patterns.of_label)
+    promises.check(manifest, source.labels, plan, parameters.overlap, groups, patterns)
     record = {
         "format": FORMAT,
         "name": name,
@@ -205,9 +205,9 @@ def build(name: str, parameters: StreamParameters, root: Path) -> Stream:
         "shape": list(source.inputs.shape[1:]),
         "plan": plan.to_record(),
     }
-    record["digest"] = records.digest(record, manifest)
+    record["digest"] = records.digest(record, manifest, patterns.names)
     with written_whole(folder, replace=True) as temporary:
-        manifests.write(manifest, temporary / "manifest.parquet")
+        manifests.write(manifest, temporary / "manifest.parquet", patterns.names)
         (temporary / "stream.json").write_text(json.dumps(record, sort_keys=True) + "\n")
     return Stream(record, manifest, source, root)
 
@@ -224,9 +224,10 @@ def open_stream(name: str, root: Path) -> Stream:
     if record.get("format") != FORMAT:
         raise InputError(f"{records.shown(name)}: built by another version of the program{stale}")
     try:
-        manifest = manifests.read(path)
         parameters = StreamParameters.model_validate(record["parameters"])
-        intact = record["digest"] == records.digest(record, manifest)
+        tasks = parameters.multitask.tasks if parameters.multitask else manifests.TASKS
+        manifest = manifests.read(path, tasks)
+        intact = record["digest"] == records.digest(record, manifest, tasks)
     except (pa.ArrowException, OSError, KeyError, ValueError, IndexError, ValidationError) as error:
         raise InputError(f"{records.shown(name)}/manifest.parquet: missing or damaged{stale}") from error
     if not intact:

@@ -40,6 +40,7 @@ class Progress:
     clients: dict[int, Ref] = field(default_factory=dict)
     evaluated: bool = False  # the untrained model was measured
     journal: int = 0  # bytes of the journal that belong to this progress
+    finished: list[int] = field(default_factory=list)  # clients that have taken their last step
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"next": list(self.next), "server": list(self.server)}

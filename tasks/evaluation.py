@@ -6,9 +6,10 @@ still to come is tested over the classes the model will know by then, so that ze
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -17,7 +18,9 @@ from torch import nn
 from methods import CENTRE, Moment
 from methods.pretraining import general_accuracy
 from methods.training import LocalData
+from models.multimodal import MultiModal
 
+from .answers import answers, as_accuracy, by_task
 from .site import Site
 from .store import Ref
 from .workers import Workers
@@ -33,17 +36,41 @@ class Unit(NamedTuple):
     tested: int
 
 
+class Judged(NamedTuple):
+    """What a model does on test samples."""
+
+    right: np.ndarray  # (samples,) float64: 1 or 0; of texts the share of right words, of images NaN
+    tasks: list[dict[str, Any]]  # where there are several tasks: each one's measures
+
+    def row(self) -> dict[str, Any] | None:
+        """accuracy and samples of a row of the accuracy matrix; None where no sample has an accuracy."""
+        known = ~np.isnan(self.right)
+        return {"accuracy": float(self.right[known].mean()), "samples": int(known.sum())} if known.any() else None
+
+
+class Measured(NamedTuple):
+    """What an evaluation gives."""
+
+    accuracy: list[dict[str, Any]]  # rows of the accuracy matrix
+    tasks: list[dict[str, Any]]  # rows of the task measures
+
+
 @torch.no_grad()
-def predictions(model: nn.Module, data: LocalData, classes: Sequence[int]) -> torch.Tensor:
-    """Predicted labels (samples,), restricted to `classes`."""
+def judged(model: nn.Module, data: LocalData, classes: Sequence[int]) -> Judged:
+    """Predictions among `classes`, sample by sample."""
+    if isinstance(model, MultiModal):
+        found = answers(model, data, classes)
+        return Judged(as_accuracy(found), list(by_task(model, found)))
     model.eval()
     index = torch.as_tensor(classes, device=data.labels.device)
-    return torch.cat([index[model(batch.inputs)[:, index].argmax(1)] for batch in data.batches(BATCH)])
+    said = torch.cat([index[model(batch.inputs)[:, index].argmax(1)] for batch in data.batches(BATCH)])
+    return Judged((said == data.labels).double().cpu().numpy(), [])
 
 
 def accuracy(model: nn.Module, data: LocalData, classes: Sequence[int]) -> float:
-    """Fraction of correct predictions among `classes`."""
-    return (predictions(model, data, classes) == data.labels).double().mean().item()
+    """Fraction of correct predictions among `classes`; NaN where no sample has an accuracy."""
+    row = judged(model, data, classes).row()
+    return row["accuracy"] if row else float("nan")
 
 
 def units(site: Site) -> list[Unit]:
@@ -54,15 +81,14 @@ def units(site: Site) -> list[Unit]:
     return [Unit(kind, client, tested) for kind, scope in kinds for client in holders[scope] for tested in experiences]
 
 
-def evaluate(
-    site: Site, server: Ref, clients: Mapping[int, Ref], trained: int, work: Sequence[Unit]
-) -> list[dict[str, Any]]:
+def evaluate(site: Site, server: Ref, clients: Mapping[int, Ref], trained: int, work: Sequence[Unit]) -> Measured:
     """Accuracies after experience `trained` (-1: before any training).
 
     A model that the server holds is tested on everyone's test data; the same predictions, split by client, say how
-    what each client receives does on the client's own data (rows of kind `received`).
+    what each client receives does on the client's own data (rows of kind `received`). Where there are several tasks,
+    each is measured at the clients that have it, whoever holds the model.
     """
-    rows: list[dict[str, Any]] = []
+    found = Measured([], [])
     models: dict[tuple[str, int], nn.Module] = {}
     main = next(iter(site.method.evaluates))
     for kind, client, tested in work:
@@ -77,29 +103,38 @@ def evaluate(
         model = models[kind, client]
         point = {"trained": trained, "tested": tested}
         candidates = site.candidates(client, trained, tested, told=kind in site.method.told)
-        correct = predictions(model, data, candidates) == data.labels
-        rows.append({"model": kind, "client": client, **point, **_score(correct)})
-        if kind == main and site.method.evaluates[kind] == "server":
-            rows += _received(site, model, data, correct, point)
-    return rows
+        result = judged(model, data, candidates)
+        _add(found, kind, client, point, result)
+        received = kind == main and site.method.evaluates[kind] == "server"
+        if received or (client == CENTRE and result.tasks):
+            for each, own in _at_clients(site, model, result, point):
+                if received:
+                    _add(found, "received", each, point, own._replace(tasks=[]))
+                _add(found, kind, each, point, Judged(np.array([]), own.tasks))
+    return found
 
 
-def _received(site: Site, model: nn.Module, data: LocalData, correct: torch.Tensor, point: dict[str, int]) -> list:
-    """Rows of kind `received`, one per client that has test data in the experience."""
+def _add(found: Measured, kind: str, client: int, point: dict[str, int], result: Judged) -> None:
+    row, about = result.row(), {"model": kind, "client": client, **point}
+    if row:
+        found.accuracy.append({**about, **row})
+    found.tasks.extend({**about, **each} for each in result.tasks)
+
+
+def _at_clients(
+    site: Site, model: nn.Module, everywhere: Judged, point: dict[str, int]
+) -> Iterator[tuple[int, Judged]]:
+    """What the model does on the test data of each client that has some in the experience."""
     stream, tested = site.stream, point["tested"]
     everyone, everyones = stream.test(None, tested), site.candidates(CENTRE, point["trained"], tested)
-    rows = []
     for client in range(stream.clients):
         own = stream.test(client, tested)
         if not len(own):
             continue
-        if site.candidates(client, point["trained"], tested) == everyones:
-            hits = correct[torch.from_numpy(everyone.searchsorted(own)).to(correct.device)]
-        else:  # the client's own classes are not the federation's
-            mine = site.load(own)
-            hits = predictions(model, mine, site.candidates(client, point["trained"], tested)) == mine.labels
-        rows.append({"model": "received", "client": client, **point, **_score(hits)})
-    return rows
+        if site.candidates(client, point["trained"], tested) == everyones and not everywhere.tasks:
+            yield client, Judged(everywhere.right[everyone.searchsorted(own)], [])
+        else:  # the client's own classes or tasks are not the federation's
+            yield client, judged(model, site.load(own), site.candidates(client, point["trained"], tested))
 
 
 def course(site: Site, moment: Moment, server: Ref) -> list[dict[str, Any]]:
@@ -116,8 +151,9 @@ def course(site: Site, moment: Moment, server: Ref) -> list[dict[str, Any]]:
         data = site.test(CENTRE, tested)
         if len(data):
             candidates = site.candidates(CENTRE, experience, tested, told=kind in method.told)
-            correct = predictions(model, data, candidates) == data.labels
-            rows.append({"experience": experience, "round": moment.round, "tested": tested, **_score(correct)})
+            row = judged(model, data, candidates).row()
+            if row:
+                rows.append({"experience": experience, "round": moment.round, "tested": tested, **row})
     return rows
 
 
@@ -130,14 +166,10 @@ def evaluate_general(site: Site, server: Ref, trained: int) -> list[dict[str, An
     return rows
 
 
-def _score(correct: torch.Tensor) -> dict[str, Any]:
-    return {"accuracy": correct.double().mean().item(), "samples": len(correct)}
-
-
 @task(name="evaluate", task_run_name="evaluate {what} after {when}", cache_policy=NO_CACHE, log_prints=False)
 def evaluate_models(
     workers: Workers, server: Ref, clients: Mapping[int, Ref], trained: int, work: Sequence[Unit], what: str, when: str
-) -> list[dict[str, Any]]:
+) -> Measured:
     """Prefect task: a part of the evaluation after an experience."""
     return workers.call(evaluate, server, clients, trained, work)
 

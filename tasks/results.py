@@ -17,9 +17,10 @@ import pandas as pd
 from errors import InputError
 from methods import State
 from metrics.experts import transfer
-from metrics.plots import draw_accuracy, draw_allocation, draw_comparison, draw_matrix
+from metrics.plots import draw_accuracy, draw_allocation, draw_comparison, draw_matrix, draw_replacements
 from metrics.retention import general_retention
 from metrics.summary import over_experiences, summarise
+from metrics.task_measures import task_measures
 
 from .files import file_digest, write_json
 from .foundation import read
@@ -38,7 +39,17 @@ CURVES = {
     "samples": int,
 }
 COURSE = {"experience": int, "round": int, "tested": int, "accuracy": float, "samples": int}
-DRAWN = {"allocation": draw_allocation}  # a method's own tables that have a figure
+DRAWN = {"allocation": draw_allocation, "replacements": draw_replacements}  # a method's own tables that have a figure
+TASKS = {
+    "model": str,
+    "client": int,
+    "trained": int,
+    "tested": int,
+    "task": str,
+    "measure": str,
+    "value": float,
+    "samples": int,
+}
 GENERAL = {"task": str, "trained": int, "accuracy": float, "samples": int}
 ROUNDS = {
     "experience": int,
@@ -78,6 +89,10 @@ def write_results(run: Run) -> Path:
     if len(curves):
         curves.to_parquet(folder / "learning_curves.parquet", index=False)
         metrics |= transfer(curves)
+    measures = frame(run.folder.records("task"), TASKS, ["model", "trained", "tested", "client", "task", "measure"])
+    if len(measures):
+        measures.to_parquet(folder / "tasks.parquet", index=False)
+        metrics |= task_measures(measures, main)
     course = frame(run.folder.records("course"), COURSE, ["experience", "round", "tested"])
     if len(course):
         course.to_parquet(folder / "course.parquet", index=False)

@@ -155,22 +155,8 @@ def record_round(
     """Writes the round into the journal, moves the run's progress on, and drops the files it no longer needs."""
     rows = []
     for each, verdict in zip(trained, verdicts, strict=True):
-        rows.append(
-            {
-                "experience": moment.experience,
-                "round": moment.round,
-                "client": each.client,
-                "samples": each.samples,
-                "steps": each.steps,
-                "loss": each.loss if each.samples else None,
-                "bytes_up": each.upload.size if each.upload else 0,
-                "bytes_down": each.broadcast.size if each.broadcast else 0,
-                "seconds": each.seconds,
-                "simulated": each.time,
-                "admitted": verdict.admitted,
-                "reason": verdict.reason,
-            }
-        )
+        rows.append(round_row(moment, each, verdict))
+        run.record_tables(moment, each)
         if verdict.admitted and each.state:
             run.progress.clients[each.client] = each.state
         elif verdict.admitted:  # the method keeps nothing, or nothing any more
@@ -181,6 +167,24 @@ def record_round(
     run.folder.record("course", course)
     run.progress.server = server
     run.advance(Moment(moment.experience, moment.round + 1))
+
+
+def round_row(moment: Moment, each: Trained, verdict: Verdict) -> dict[str, Any]:
+    """What is recorded of one client in one round."""
+    return {
+        "experience": moment.experience,
+        "round": moment.round,
+        "client": each.client,
+        "samples": each.samples,
+        "steps": each.steps,
+        "loss": each.loss if each.samples else None,
+        "bytes_up": each.upload.size if each.upload else 0,
+        "bytes_down": each.broadcast.size if each.broadcast else 0,
+        "seconds": each.seconds,
+        "simulated": each.time,
+        "admitted": verdict.admitted,
+        "reason": verdict.reason,
+    }
 
 
 def evaluate_all(run: Run, trained: int) -> None:
@@ -199,8 +203,9 @@ def evaluate_all(run: Run, trained: int) -> None:
     if run.experiment.foundation:
         general = evaluate_foundation.submit(run.workers, run.progress.server, trained, when)
         run.folder.record("general", general.result())
-    rows = [row for future in futures for row in future.result()]
-    run.folder.record("accuracy", rows)
+    found = [future.result() for future in futures]
+    run.folder.record("accuracy", [row for each in found for row in each.accuracy])
+    run.folder.record("task", [row for each in found for row in each.tasks])
     if trained < 0:
         run.progress.evaluated = True
         run.advance(Moment(0, 0))

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from errors import InputError
 from methods import Moment
@@ -19,12 +20,15 @@ from streams.parameters import StreamParameters
 from streams.stream import build, open_stream
 
 from . import interruption
-from .checkpoint import Progress, RunFolder, differences
+from .checkpoint import TABLE, Progress, RunFolder, differences
 from .files import file_digest
 from .foundation import Built
 from .foundation import build as build_foundation
 from .site import Place, Site, resolve_device, site
 from .workers import Workers
+
+if TYPE_CHECKING:
+    from .training import Trained
 
 PROJECT = Path(__file__).parent.parent
 SOURCES = ("methods", "models", "streams", "tasks")  # the code that a result depends on
@@ -147,6 +151,12 @@ class Run:
         """Learns from the last round how long clients take."""
         if seconds_per_sample:
             self.seconds_per_sample = statistics.median(seconds_per_sample)
+
+    def record_tables(self, moment: Moment, trained: Trained) -> None:
+        """What a client decided in a round, for the tables of the results."""
+        place = {"experience": moment.experience, "round": moment.round, "client": trained.client}
+        for name, rows in trained.tables.items():
+            self.folder.record(f"{TABLE}{name}", [{**place, **row} for row in rows])
 
     def note(self, text: str) -> None:
         """Keeps a failure that the run survived, in memory and in the run's folder."""

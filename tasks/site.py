@@ -10,13 +10,14 @@ import json
 import os
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import torch
 
 import methods
+import models
 from errors import InputError
 from methods import CENTRE, Method, Moment, Setting, State
 from methods.devices import devices
@@ -68,15 +69,14 @@ class Site:
     def method(self) -> Method:
         experiment, stream = self.experiment, self.stream
         kind = methods.get(experiment.method)
-        if stream.modality == "text" and experiment.train.augmentation.active:
-            raise InputError(f"train.augmentation is for images, but the inputs of stream {stream.name} are texts")
-        architectures = []
-        for model in experiment.models:
-            options = {key: value for key, value in model.items() if key != "name"}
-            architectures.append(Architecture(model["name"], stream.shape, stream.classes, options))
+        if stream.modality != "image" and experiment.train.augmentation.active:
+            raise InputError(
+                f"train.augmentation is for images, but the inputs of stream {stream.name} are {stream.modality}s"
+            )
+        architectures, parts = self.architectures()
         params = kind.Params(**experiment.method_parameters)
         setting = Setting(
-            tuple(architectures),
+            architectures,
             experiment.train,
             experiment.seed,
             stream.clients,
@@ -89,8 +89,31 @@ class Site:
             foundation=lambda: self.foundation,
             task_aware=stream.task_aware,
             devices=devices(experiment.devices, stream.clients, experiment.seed) if experiment.devices else (),
+            parts=parts,
         )
         return kind(params, setting)
+
+    def architectures(self) -> tuple[tuple[Architecture, ...], tuple[int, ...]]:
+        """The networks; where clients have different tasks also which of them each has: the first is for all tasks."""
+        stream, found = self.stream, []
+        for model in self.experiment.models:
+            if models.modality(model["name"]) != stream.modality:
+                able = [name for name in models.names() if models.modality(name) == stream.modality]
+                raise InputError(
+                    f"model.name: {model['name']} reads {models.modality(model['name'])}s, but the inputs of stream "
+                    f"{stream.name} are {stream.modality}s; choose one of {', '.join(able)}"
+                )
+            options = {key: value for key, value in model.items() if key != "name"}
+            if stream.layout:
+                options["layout"] = stream.layout.to_record()
+            found.append(Architecture(model["name"], stream.shape, stream.classes, options))
+        if not stream.layout:
+            return tuple(found), ()
+        (whole,) = found
+        has = [stream.tasks_of(client) for client in range(stream.clients)]
+        kinds = sorted(set(has))
+        own = [replace(whole, options={**whole.options, "tasks": list(tasks)}) for tasks in kinds]
+        return (whole, *own), tuple(1 + kinds.index(tasks) for tasks in has)
 
     @cached_property
     def foundation(self) -> Foundation:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from prefect import task
@@ -15,7 +15,7 @@ from torch import nn
 from methods import CENTRE, Moment
 from methods.training import Client
 
-from .evaluation import accuracy
+from .evaluation import accuracy, judged
 from .site import Site
 from .store import Ref
 from .upload import write_upload
@@ -46,6 +46,7 @@ class Trained:
     time: float = 0.0  # simulated, see `Update.time`
     accuracies: list[dict[str, Any]] = field(default_factory=list)  # of the model before fusion, see `before_fusion`
     curves: list[dict[str, Any]] = field(default_factory=list)  # what the method watched, see `Client.watch`
+    tables: dict[str, list[Mapping[str, Any]]] = field(default_factory=dict)  # what the client decided, `Update.tables`
     error: str = ""
     trace: str = ""
 
@@ -66,9 +67,8 @@ def _attempt(site: Site, moment: Moment, assignment: Assignment, last_round: boo
 def train_one(site: Site, moment: Moment, assignment: Assignment, last_round: bool) -> Trained:
     """Reads what the client received and kept, trains, writes what it keeps and uploads."""
     started = time.perf_counter()
-    number, method = assignment.client, site.method
+    number = assignment.client
     own = site.own(number, moment)
-    data = site.data(number, own.experience)
     curves: list[dict[str, Any]] = []
 
     def watch(training: str, epoch: int, model: nn.Module) -> None:
@@ -78,35 +78,41 @@ def train_one(site: Site, moment: Moment, assignment: Assignment, last_round: bo
             place = {"client": number, "experience": own.experience, "round": own.round}
             curves.append({**place, "training": training, "epoch": epoch, "accuracy": correct, "samples": len(test)})
 
-    client = Client(
-        id=number,
-        moment=own,
-        seed=site.experiment.seed,
-        data=data,
-        classes=site.classes(number, own.experience),
-        earlier=site.earlier(number, own.experience),
-        task_aware=site.stream.task_aware,
-        state=site.read(assignment.state) if assignment.state else method.start_client(number),
-        received=site.read(assignment.broadcast) if assignment.broadcast else None,
-        watch=watch,
-    )
-    update = method.train(client)
+    client = replace(client_of(site, own, assignment), watch=watch)
+    update = site.method.train(client)
     upload = None
     if update.message is not None:
-        upload = write_upload(site, number, moment, update.message, len(data), assignment.broadcast)
+        upload = write_upload(site, number, moment, update.message, len(client.data), assignment.broadcast)
     keeps = update.state.tensors or update.state.values
     return Trained(
         client=number,
         broadcast=assignment.broadcast,
         upload=upload,
         state=site.write(update.state) if keeps else None,
-        samples=len(data),
+        samples=len(client.data),
         steps=update.steps,
         loss=update.loss,
         seconds=time.perf_counter() - started,
         time=update.time,
         accuracies=before_fusion(site, number, moment.experience, own.experience, update.model) if last_round else [],
         curves=curves,
+        tables={name: list(rows) for name, rows in update.tables.items()},
+    )
+
+
+def client_of(site: Site, own: Moment, assignment: Assignment) -> Client:
+    """All that a method may know of a client, at the client's own moment."""
+    number = assignment.client
+    return Client(
+        id=number,
+        moment=own,
+        seed=site.experiment.seed,
+        data=site.data(number, own.experience),
+        classes=site.classes(number, own.experience),
+        earlier=site.earlier(number, own.experience),
+        task_aware=site.stream.task_aware,
+        state=site.read(assignment.state) if assignment.state else site.method.start_client(number),
+        received=site.read(assignment.broadcast) if assignment.broadcast else None,
     )
 
 
@@ -122,11 +128,9 @@ def before_fusion(site: Site, client: int, experience: int, own: int, model) -> 
     for tested in range(own + 1):
         data = site.test(client, tested)
         if len(data):
-            correct = accuracy(model, data, site.candidates(client, own, tested))
-            rows.append(
-                {"model": "trained", "client": client, "trained": experience, "tested": tested, "accuracy": correct}
-                | {"samples": len(data)}
-            )
+            row = judged(model, data, site.candidates(client, own, tested)).row()
+            if row:
+                rows.append({"model": "trained", "client": client, "trained": experience, "tested": tested, **row})
     return rows
 
 

@@ -64,9 +64,25 @@ STREAMS = LEARNING | {
             "network": {"name": "text_transformer", "vocabulary": 64, "tokens": 8, "width": 8, "heads": 2, "depth": 2},
         },
     },
+    "several": {  # clients have tasks of their own
+        "source": "tasks",
+        "scenario": "multi-task",
+        "multitask": {
+            "images": "digits",
+            "tasks": ["digit", "redraw", "value", "answer", "phrase"],
+            "patterns": [["digit", "redraw"], ["value", "phrase"], ["answer", "digit"]],
+            "per_task": 60,
+        },
+        "clients": 3,
+        "experiences": 1,
+        "model": {"name": "multimodal", "width": 8, "heads": 2, "tokens": 8, "vocabulary": 64},
+        "train": {"optimizer": "adamw", "learning_rate": 0.003},
+    },
+    "later": {},  # the same, one task after another
     "devices": QUICK | {"scenario": "self-centred", "arrival": "round-robin", "partition": {"kind": "iid"}},
     "skewed": QUICK | {"partition": {"kind": "dirichlet", "alpha": 0.02}, "seed": 9},  # some have nothing at times
 }
+STREAMS["later"] = STREAMS["several"] | {"experiences": 2}
 
 
 @pytest.fixture(scope="session")
@@ -127,7 +143,8 @@ class Laboratory:
         progress: the next moment and the references to the server's and the clients' states.
         rows: records of accuracy so far.
         general: records of accuracy in the foundation model's general tasks.
-        tables: what the server decided before the rounds, see `Method.tables`.
+        tables: what the server decided before the rounds, and the clients in them: `Method.tables`, `Update.tables`.
+        measures: of each task, where there are several.
         rounds: (moment, trained clients, verdicts) of each round so far.
     """
 
@@ -146,6 +163,7 @@ class Laboratory:
         self.rounds: list[tuple] = []
         self.general: list[dict] = []
         self.tables: dict[str, list[dict]] = {}
+        self.measures: list[dict] = []
 
     @property
     def moment(self):
@@ -217,17 +235,48 @@ class Laboratory:
         self.progress.clients |= {
             each.client: each.state for each in trained if each.state and each.client not in refused
         }
+        for each in trained:
+            self.tell(each)
         self.progress.server = server
         if self.last_round:
+            if experience == self.site.stream.experiences - 1:
+                self.finish()
             self.evaluate(experience)
             self.progress.next = Moment(experience + 1, 0)
         else:
             self.progress.next = Moment(experience, number + 1)
 
+    def tell(self, trained) -> None:
+        """Keeps what a client decided."""
+        for name, rows in trained.tables.items():
+            place = {**self.moment._asdict(), "client": trained.client}
+            self.tables.setdefault(name, []).extend({**place, **row} for row in rows)
+
+    def finish(self) -> None:
+        """The last step of every client, as `finish_clients`."""
+        from methods import Moment
+        from tasks.finishing import finish_one
+        from tasks.training import Assignment
+        from tasks.upload import open_round
+
+        last = self.site.stream.experiences - 1
+        moment = Moment(last, self.site.rounds_in(last))
+        clients = [each for each in self.site.method.participants if len(self.site.rows(each, last))]
+        if self.site.method.finishes:
+            opening = open_round(self.site, self.progress.server, clients, moment)
+            for client in clients:
+                kept = self.progress.clients.get(client)
+                done = finish_one(self.site, moment, Assignment(client, opening.broadcasts[client], kept))
+                assert not done.error, done.trace
+                self.progress.clients[client] = done.state
+                self.tell(done)
+
     def evaluate(self, trained: int) -> None:
         from tasks.evaluation import evaluate, evaluate_general, units
 
-        self.rows += evaluate(self.site, self.progress.server, self.progress.clients, trained, units(self.site))
+        found = evaluate(self.site, self.progress.server, self.progress.clients, trained, units(self.site))
+        self.rows += found.accuracy
+        self.measures += found.tasks
         self.general += evaluate_general(self.site, self.progress.server, trained)
 
     def play_round(self) -> None:

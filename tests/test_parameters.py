@@ -135,7 +135,7 @@ WRONG = [
     ("streams.digits.clients=many", "streams.digits.clients must be a whole number (got 'many')"),
     ("streams.digits.clients=null", "streams.digits.clients must be a whole number (got None)"),
     ("streams.digits.source=digit", "streams.digits.source must be 'digits', 'parquet:PATH', 'csv:PATH', "),
-    ("streams.digits.source=folder", "'folder:PATH' or 'torchvision:NAME' (got 'folder')"),
+    ("streams.digits.source=folder", "'folder:PATH', 'torchvision:NAME' or 'tasks' (got 'folder')"),
     ("streams.digits.test=1", "streams.digits.test must be less than 1 (got 1)"),
     ("streams.digits.partition.min_share=0.4", "asks for more than a whole class; it can be at most 1/clients"),
     ("streams.digit.clients=3", "no stream 'digit'; did you mean digits?"),
@@ -285,6 +285,12 @@ def test_the_repositorys_parameters_are_valid_for_every_method_and_stream(root, 
     monkeypatch.setattr(parameters, "read", lambda *_: copy.deepcopy(params))  # once, not for each of 700 pairs
     for stream in params["streams"]:
         for method in methods.names():
+            if "tasks" in stream and not methods.get(method).multitask:
+                with pytest.raises(
+                    InputError, match=f"clients of stream {stream} have different tasks, which {method}"
+                ):
+                    experiment(method, stream, root=root)
+                continue
             assert experiment(method, stream, root=root).stream == stream
 
 

@@ -46,7 +46,7 @@ def write_raw(root, shade: int = 0) -> None:
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"source": "digit"}, "must be 'digits', 'parquet:PATH', 'csv:PATH', 'folder:PATH' or 'torchvision:NAME'"),
+        ({"source": "digit"}, "'digits', 'parquet:PATH', 'csv:PATH', 'folder:PATH', 'torchvision:NAME' or 'tasks'"),
         ({"source": "parquet:"}, "'torchvision:NAME'"),
         ({"source": "image_folder:raw"}, "'torchvision:NAME'"),
         ({"length": 3}, "greater than or equal to 4"),

@@ -206,13 +206,15 @@ def test_equal_rows_are_kept_once_whatever_the_number_of_clients():
 
 
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
+CLIENTS = {"digits-single": 1, "digits-tuning": 20, "digits-tuning-single": 20}
+CLIENTS |= {"digits-tasks": 10, "digits-tasks-30": 30, "digits-tasks-stream": 10}
 NAMED = [name for name in PARAMS["streams"] if name.startswith("digits")]
 
 
 @pytest.mark.parametrize("name", NAMED)
 def test_the_named_digits_streams_are_built_and_drawn(tmp_path, name):
     stream = build(name, stream_parameters(PARAMS, name), tmp_path)
-    assert stream.clients == {"digits-single": 1, "digits-tuning": 20, "digits-tuning-single": 20}.get(name, 5)
+    assert stream.clients == CLIENTS.get(name, 5)
     assert stream.task_aware == (name in ("digits-task", "digits-tuning"))
     assert stream.summary()["train"].sum() == stream.describe()["train"].sum()
     draw(stream, tmp_path / "stream.png")
