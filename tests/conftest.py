@@ -5,6 +5,8 @@ The laboratory calls the functions that the tasks call, in the order in which th
 
 from __future__ import annotations
 
+import copy
+import functools
 import hashlib
 import itertools
 import json
@@ -33,17 +35,21 @@ DIGITS = {
     "test": 0.3,
     "foundation": {"general": ["parity", "above_four"]},
 }
-STREAMS = {
+LEARNING = {
     "digits": DIGITS,
-    "alone": DIGITS | {"clients": 1},
-    "short": DIGITS | {"experiences": 1},
     "single": DIGITS | {"clients": 1, "experiences": 1},
     "own": DIGITS | {"order": "own"},
-    "tasks": DIGITS | {"scenario": "task-incremental", "order": "own"},
-    "domains": DIGITS | {"scenario": "domain-incremental", "domain": {"kind": "rotation"}, "clients": 2},
-    "late": DIGITS | {"lag": 0.9, "experiences": 2},
-    "growing": DIGITS | {"growth": {"initial": 2, "join": 1, "leave": 1}, "order": "own"},
-    "joining": DIGITS
+}
+# On the others nobody asks how good the foundation model is.
+QUICK = DIGITS | {"foundation": DIGITS["foundation"] | {"pretraining": {"epochs": 2}}}
+STREAMS = LEARNING | {
+    "alone": QUICK | {"clients": 1},
+    "short": QUICK | {"experiences": 1},
+    "tasks": QUICK | {"scenario": "task-incremental", "order": "own"},
+    "domains": QUICK | {"scenario": "domain-incremental", "domain": {"kind": "rotation"}, "clients": 2},
+    "late": QUICK | {"lag": 0.9, "experiences": 2},
+    "growing": QUICK | {"growth": {"initial": 2, "join": 1, "leave": 1}, "order": "own"},
+    "joining": QUICK
     | {"scenario": "task-incremental", "order": "own", "growth": {"initial": 1, "join": 1, "leave": 0}},
     "texts": {
         "source": "parquet:texts.parquet",
@@ -73,8 +79,8 @@ STREAMS = {
         "train": {"optimizer": "adamw", "learning_rate": 0.003},
     },
     "later": {},  # the same, one task after another
-    "devices": DIGITS | {"scenario": "self-centred", "arrival": "round-robin", "partition": {"kind": "iid"}},
-    "skewed": DIGITS | {"partition": {"kind": "dirichlet", "alpha": 0.02}, "seed": 9},  # some have nothing at times
+    "devices": QUICK | {"scenario": "self-centred", "arrival": "round-robin", "partition": {"kind": "iid"}},
+    "skewed": QUICK | {"partition": {"kind": "dirichlet", "alpha": 0.02}, "seed": 9},  # some have nothing at times
 }
 STREAMS["later"] = STREAMS["several"] | {"experiences": 2}
 
@@ -101,7 +107,7 @@ def small_project(tmp_path_factory):
     for name in ("dac", "dmc"):
         params["methods"][name]["consolidation"] |= {"iterations": 4, "batch_size": 8}
     for name in ("fedcurv", "full_fedcurv", "full_fedewc"):
-        params["methods"][name] |= {"fisher_samples": 16}
+        params["methods"][name] |= {"fisher_samples": 8}
     for name in ("fedbe", "fedbe_static", "fedbe_random"):
         params["methods"][name] |= {"added": 2}
     params["foundation"] |= {"network": {"name": "mlp", "width": 40, "depth": 1}}
@@ -142,16 +148,15 @@ class Laboratory:
         rounds: (moment, trained clients, verdicts) of each round so far.
     """
 
-    def __init__(self, experiment, root: Path, store: str) -> None:
+    def __init__(self, experiment, root: Path, store: str, foundation: str | None = None) -> None:
         from methods import Moment
         from tasks.checkpoint import Progress
-        from tasks.run import foundation_of
         from tasks.site import Place, Site, prepare_process
 
         prepare_process()
         self.experiment = experiment
-        built = foundation_of(experiment, root)
-        self.place = Place(experiment, root, store, foundation=built.folder.name if built else "")
+        foundation = foundation_name(experiment, root) if foundation is None else foundation
+        self.place = Place(experiment, root, store, foundation=foundation)
         self.site = Site(self.place)
         self.progress = Progress(Moment(0, 0), self.site.write(self.site.method.start()))
         self.rows: list[dict] = []
@@ -314,6 +319,14 @@ class Laboratory:
         return up, sum(each.broadcast.size for each in trained if each.broadcast)
 
 
+def foundation_name(experiment, root: Path) -> str:
+    """The folder's name of the experiment's foundation model, made if need be; empty where it needs none."""
+    from tasks.run import foundation_of
+
+    built = foundation_of(experiment, root)
+    return built.folder.name if built else ""
+
+
 def transformer(method: str, stream: str) -> list[str]:
     """What gives a method that fine-tunes transformers a small one."""
     import methods
@@ -321,7 +334,7 @@ def transformer(method: str, stream: str) -> list[str]:
 
     if not issubclass(methods.get(method), FineTuning) or stream == "texts":  # whose foundation model is one
         return []
-    return [f"foundation.network.{key}" for key in ("name=vit_tiny", "width=16", "depth=2", "heads=2")]
+    return [f"foundation.network.{key}" for key in ("name=vit_tiny", "width=16", "depth=2", "heads=2", "patch=4")]
 
 
 @pytest.fixture(scope="session")
@@ -330,11 +343,19 @@ def laboratory(small_project, tmp_path_factory):
     from parameters import experiment
 
     folder, number = tmp_path_factory.mktemp("stores"), itertools.count()
+    parse, known = functools.cache(yaml.safe_load), {}
 
     def open_one(method: str, stream: str = "digits", seed: int = 0, sets=()) -> Laboratory:
-        sets = [*transformer(method, stream), *sets]
-        spec = experiment(method, stream, seed, sets, small_project, device="cpu")
-        return Laboratory(spec, small_project, str(folder / str(next(number))))
+        key = (method, stream, seed, *sets)
+        if key not in known:
+            every = [*transformer(method, stream), *sets]
+            # To parse params.yaml takes a third of a small experiment's time: each text is parsed once.
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(yaml, "safe_load", lambda text: copy.deepcopy(parse(text)))
+                spec = experiment(method, stream, seed, every, small_project, device="cpu")
+                known[key] = spec, foundation_name(spec, small_project)
+        spec, foundation = known[key]
+        return Laboratory(spec, small_project, str(folder / str(next(number))), foundation)
 
     return open_one
 

@@ -105,13 +105,14 @@ def private(lab) -> list[torch.Tensor]:
 def leaks(message: Message, rows: list[torch.Tensor]) -> bool:
     """Whether any row stands anywhere in a tensor of the message, along any of its dimensions."""
     for tensor in message.tensors.values():
-        matrix = tensor.float().reshape(len(tensor), -1) if tensor.dim() else tensor.float().reshape(1, 1)
+        matrix = tensor.double().reshape(len(tensor), -1) if tensor.dim() else tensor.double().reshape(1, 1)
         for line in (matrix.flatten(), matrix.T.flatten()):
             for each in rows:
                 if len(line) >= each.shape[1]:
                     windows = line.unfold(0, each.shape[1], 1)
-                    exactly = torch.cdist(windows, each, compute_mode="donot_use_mm_for_euclid_dist")
-                    if exactly.min() < 1e-3 * each.shape[1] ** 0.5:
+                    # As a product of matrices, which in float64 is still exact to 1e-5.
+                    apart = torch.cdist(windows, each.double(), compute_mode="use_mm_for_euclid_dist")
+                    if apart.min() < 1e-3 * each.shape[1] ** 0.5:
                         return True
     return False
 

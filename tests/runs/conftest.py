@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import itertools
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -171,6 +172,14 @@ def eventually(happened: Callable[[], object], what: str, within: float = DEADLI
 def delivered(root: Path) -> None:
     """Returns when nothing is on its way to MLflow any more."""
     eventually(lambda: not list((root / "runs" / "untracked").iterdir()), "an empty runs/untracked", pause=0.05)
+
+
+@pytest.fixture(scope="session")
+def processes(server):
+    """Where victims' processes come from: a fork server, which imports once what all of them need."""
+    found = multiprocessing.get_context("forkserver")
+    found.set_forkserver_preload(["flows.conduct", "flows.experiment", "torch._dynamo"])
+    return found
 
 
 @pytest.fixture(scope="session", name="delivered")

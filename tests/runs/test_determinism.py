@@ -24,15 +24,11 @@ def test_threads_and_cohorts_do_not_change_a_result(undisturbed, play_run, asser
     assert told[0]["parameter_digest"] == told[1]["parameter_digest"], "how the work is done is no part of it"
 
 
-def test_processes_give_what_threads_give(undisturbed, play_run, assert_same):
-    assert_same(undisturbed, play_run("fedavg", runner="processes", workers=2))
-
-
-def test_sampled_clients_do_not_depend_on_the_runner(play_run, assert_same):
-    """The one worker process also computes everything that elsewhere two share."""
-    sampled = play_run("fedavg", "train.clients_per_round=2", workers=2)
+def test_processes_give_what_threads_give(play_run, assert_same):
+    """Also where clients are sampled, and where one thread computes everything that elsewhere two processes share."""
+    sampled = play_run("fedavg", "train.clients_per_round=2", workers=1)
     assert set(sampled.rounds.groupby(["experience", "round"]).client.nunique()) == {2}
-    assert_same(sampled, play_run("fedavg", "train.clients_per_round=2", runner="processes", workers=1))
+    assert_same(sampled, play_run("fedavg", "train.clients_per_round=2", runner="processes", workers=2))
 
 
 def test_another_seed_gives_another_result(undisturbed, play_run):

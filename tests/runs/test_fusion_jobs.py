@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import signal
 import time
 from collections import Counter
@@ -96,12 +95,12 @@ def play_counted(root: Path, out: Path, ledger: Path) -> None:
 
 
 @pytest.fixture
-def killed(server, workshop, new_out, ledger, eventually):
+def killed(processes, workshop, new_out, ledger, eventually):
     """(output folder, run folder) of a run that was killed while OTHER was computed and DONE was done."""
     ledger.order("hang")
     out = new_out()
     before = set((workshop / "runs").glob("digits-counted-*"))
-    victim = multiprocessing.get_context("spawn").Process(target=play_counted, args=(workshop, out, ledger.folder))
+    victim = processes.Process(target=play_counted, args=(workshop, out, ledger.folder))
     victim.start()
 
     def kept():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import shutil
 import signal
 import time
@@ -55,11 +54,11 @@ def whole(play_run):
 
 
 @pytest.fixture(scope="module")
-def victim(server, workshop, new_out, eventually, tmp_path_factory):
+def victim(processes, workshop, new_out, eventually, tmp_path_factory):
     """(output folder, run folder, a copy of it) of a run that was killed in its first consolidation."""
     out, sign = new_out(), tmp_path_factory.mktemp("sign") / "hangs"
     before = set((workshop / "runs").glob("devices-dac-*"))
-    process = multiprocessing.get_context("spawn").Process(target=play_and_hang, args=(workshop, out, sign))
+    process = processes.Process(target=play_and_hang, args=(workshop, out, sign))
     process.start()
 
     def hangs():
@@ -137,7 +136,7 @@ def test_a_kept_state_that_is_damaged_means_starting_anew(damage, killed, play_r
 
 
 def test_worker_processes_give_what_threads_give(play_run, whole, assert_same):
-    assert_same(play_run("dac", *SETS, stream="devices", runner="processes", workers=2), whole)
+    assert_same(play_run("dac", *SETS, stream="devices", runner="processes", workers=1), whole)
 
 
 def test_a_try_that_fails_is_repeated_from_what_was_kept(play_run, whole, assert_same, draws, monkeypatch):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import random
 import signal
 import subprocess
@@ -41,10 +40,8 @@ def play_untracked(root: Path, out: Path, resume: bool, runner: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def victims(server, workshop, eventually) -> Callable[..., Victim]:
+def victims(processes, workshop, eventually) -> Callable[..., Victim]:
     """Starts a run in a process of its own: `victims(out)`; with `again`, one that resumes that victim's run."""
-    processes = multiprocessing.get_context("forkserver")  # imports once what all victims need
-    processes.set_forkserver_preload(["flows.conduct", "flows.experiment", "torch._dynamo"])
 
     def start(out: Path, runner: str = "threads", again: Victim | None = None) -> Victim:
         victim = processes.Process(target=play_untracked, args=(workshop, out, again is not None, runner))

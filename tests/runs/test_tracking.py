@@ -24,6 +24,7 @@ def remote(small_project, tmp_path_factory):
 def unreachable(server, remote, start_fcl):
     """That run, started before the module's first test: most of its time it waits for MLflow."""
     command = ["run", "local", "--stream", "digits", "--set", "train.rounds=1", "--set", "run.device=cpu"]
+    command += ["--set", "run.tracking_patience=10"]
     process = start_fcl(*command, root=remote, MLFLOW_TRACKING_URI=NOWHERE, MLFLOW_HTTP_REQUEST_MAX_RETRIES="0")
     yield process
     process.kill()

@@ -66,7 +66,7 @@ def streams(draw, **fixed) -> Built:
             "alpha": draw(st.floats(0.2, 10)),
             "min_share": draw(st.floats(0, 0.4)) / clients,
         },
-        "public": draw(st.sampled_from([0.0, 0.1, 0.5])),
+        "public": draw(st.sampled_from([0.0, 0.1, 0.25, 0.5])),
         "test": draw(st.floats(0.05, 0.6)),
         "seed": draw(st.integers(0, 1000)),
     }
@@ -79,23 +79,33 @@ def scratch(tmp_path_factory):
     streams.folder = tmp_path_factory.mktemp("streams")
 
 
-quick = settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow]
-)
+def quick(examples: int) -> settings:
+    slow = [HealthCheck.filter_too_much, HealthCheck.too_slow]
+    return settings(max_examples=examples, deadline=None, suppress_health_check=slow)
 
 
-@quick
+# One stream is drawn for all promises: to build it takes longer than to look whether it keeps them.
+@quick(60)
 @given(streams())
-def test_every_sample_is_in_exactly_one_place(built):
+def test_a_stream_keeps_its_promises(built):
+    every_sample_is_in_exactly_one_place(built)
+    lookups_agree_with_the_manifest(built)
+    every_class_is_where_the_scenario_puts_it(built)
+    each_client_meets_every_class_once_in_parts_of_equal_size(built)
+    if built.parameters.order == "shared":
+        shared_order_is_one_order(built)
+    every_client_trains_and_gets_its_least_share_of_every_class(built)
+    public_and_test_samples_are_the_fractions_asked_for(built)
+
+
+def every_sample_is_in_exactly_one_place(built):
     stream = built.stream
     places = [stream.train(*cell) for cell in built.cells] + [stream.test(*cell) for cell in built.cells]
     samples = np.concatenate([*places, stream.public()])
     assert np.array_equal(np.sort(samples), np.arange(len(stream.labels)))
 
 
-@quick
-@given(streams())
-def test_lookups_agree_with_the_manifest(built):
+def lookups_agree_with_the_manifest(built):
     stream = built.stream
     frame = pq.read_table(built.root / "built/streams/drawn/manifest.parquet").to_pandas()
 
@@ -112,18 +122,14 @@ def test_lookups_agree_with_the_manifest(built):
     assert stream.public().tolist() == rows("public", [-1], [-1])
 
 
-@quick
-@given(streams())
-def test_every_class_is_where_the_scenario_puts_it(built):
+def every_class_is_where_the_scenario_puts_it(built):
     stream = built.stream
     for client, experience in built.cells:
         held = np.concatenate([stream.train(client, experience), stream.test(client, experience)])
         assert set(stream.labels[held]) <= set(stream.classes_of(client, experience))
 
 
-@quick
-@given(streams())
-def test_each_client_meets_every_class_once_in_parts_of_equal_size(built):
+def each_client_meets_every_class_once_in_parts_of_equal_size(built):
     stream = built.stream
     for client in range(stream.clients):
         parts = [stream.classes_of(client, experience) for experience in range(stream.experiences)]
@@ -135,16 +141,12 @@ def test_each_client_meets_every_class_once_in_parts_of_equal_size(built):
         assert stream.seen_by_all(experience) == tuple(sorted(seen))
 
 
-@quick
-@given(streams(order="shared"))
-def test_shared_order_is_one_order(built):
+def shared_order_is_one_order(built):
     stream = built.stream
     assert all(stream.classes_of(i, t) == stream.classes_of(0, t) for i, t in built.cells)
 
 
-@quick
-@given(streams())
-def test_every_client_trains_and_gets_its_least_share_of_every_class(built):
+def every_client_trains_and_gets_its_least_share_of_every_class(built):
     stream, least = built.stream, built.parameters.partition.min_share
     own = [np.concatenate([stream.train(i, t) for t in range(stream.experiences)]) for i in range(stream.clients)]
     counts = np.stack([np.bincount(stream.labels[samples], minlength=stream.classes) for samples in own])
@@ -152,9 +154,7 @@ def test_every_client_trains_and_gets_its_least_share_of_every_class(built):
     assert (counts > least * counts.sum(axis=0) - 1).all()
 
 
-@quick
-@given(streams(public=0.25))
-def test_public_and_test_samples_are_the_fractions_asked_for(built):
+def public_and_test_samples_are_the_fractions_asked_for(built):
     stream, parameters = built.stream, built.parameters
     test = sum(len(stream.test(None, t)) for t in range(stream.experiences))
     brought = (built.root / "raw/test.parquet").exists()
@@ -163,7 +163,7 @@ def test_public_and_test_samples_are_the_fractions_asked_for(built):
     assert len(stream.public()) == round(parameters.public * (len(stream.labels) - test))
 
 
-@quick
+@quick(20)
 @given(streams())
 def test_the_same_parameters_give_the_same_stream(built):
     digest = built.stream.digest

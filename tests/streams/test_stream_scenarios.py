@@ -320,7 +320,9 @@ PROMISES_OF_PARTITION = {
 
 
 def lookups_agree(drawn: Drawn) -> None:
-    stream, frame = drawn.stream, drawn.frame
+    stream = drawn.stream
+    frame = {name: drawn.frame[name].to_numpy() for name in ("experience", "client", "label", "domain", "sample")}
+    is_split = {name: (drawn.frame["split"] == name).to_numpy() for name in ("train", "test", "public")}
     again = open_stream("drawn", stream._root)
     assert again.digest == stream.digest
     for experience in range(stream.experiences):
@@ -332,8 +334,8 @@ def lookups_agree(drawn: Drawn) -> None:
                 "train": stream.train(client, experience),
                 "test": stream.test(client, experience),
             }.items():
-                assert rows.tolist() == np.flatnonzero(now & own & (frame["split"] == split)).tolist()
-                assert np.array_equal(stream.labels_of(rows), frame["label"].to_numpy()[rows])
+                assert rows.tolist() == np.flatnonzero(now & own & is_split[split]).tolist()
+                assert np.array_equal(stream.labels_of(rows), frame["label"][rows])
                 assert set(stream.labels_of(rows)) <= set(stream.classes_of(client, experience))
                 assert again.train(client, experience).tolist() == stream.train(client, experience).tolist()
             so_far |= set(stream.seen(client, experience))
@@ -342,14 +344,14 @@ def lookups_agree(drawn: Drawn) -> None:
         assert set(stream.seen_by_all(experience)) == so_far
         everyone = [set(stream.classes_of(client, experience)) for client in range(stream.clients)]
         assert set(stream.classes_in(experience)) == set().union(*everyone)
-        assert stream.test(None, experience).tolist() == np.flatnonzero(now & (frame["split"] == "test")).tolist()
-        before = frame["experience"].between(0, experience) & (frame["split"] == "train")
+        assert stream.test(None, experience).tolist() == np.flatnonzero(now & is_split["test"]).tolist()
+        before = (frame["experience"] >= 0) & (frame["experience"] <= experience) & is_split["train"]
         assert stream.all_train(experience).tolist() == np.flatnonzero(before).tolist()
-    assert stream.public().tolist() == np.flatnonzero(frame["split"] == "public").tolist()
-    rows = np.arange(len(frame))[:: max(1, len(frame) // 20)]
+    assert stream.public().tolist() == np.flatnonzero(is_split["public"]).tolist()
+    rows = np.arange(len(drawn.frame))[:: max(1, len(drawn.frame) // 20)]
     inputs, labels = stream.load(rows)
     assert inputs.dtype == np.uint8 and inputs.shape[1:] == stream.shape
-    assert np.array_equal(labels, frame["label"].to_numpy()[rows])
+    assert np.array_equal(labels, frame["label"][rows])
     for row, image in zip(rows, inputs, strict=True):
         assert np.array_equal(stream.load(np.array([row]))[0][0], image)  # whatever it is loaded with
         if frame["domain"][row] == 0:

@@ -91,8 +91,9 @@ def test_the_same_in_another_process_and_another_seed_is_another(shared, whole):
 
 def test_the_clients_do_not_matter(shared, whole):
     """Streams with the same public split have the same foundation model."""
+    epochs = whole.record["parameters"]["pretraining"]["epochs"]
     for stream in ("alone", "tasks"):
-        built = make(shared, stream=stream, name=f"of-{stream}")
+        built = make(shared, f"foundation.pretraining.epochs={epochs}", stream=stream, name=f"of-{stream}")
         assert built.record["digest"] == whole.record["digest"]
         assert built.record["stream"] != whole.record["stream"]
 
