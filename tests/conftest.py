@@ -79,10 +79,16 @@ STREAMS = LEARNING | {
         "train": {"optimizer": "adamw", "learning_rate": 0.003},
     },
     "later": {},  # the same, one task after another
+    "taught": {},  # the same, from a foundation model
     "devices": QUICK | {"scenario": "self-centred", "arrival": "round-robin", "partition": {"kind": "iid"}},
     "skewed": QUICK | {"partition": {"kind": "dirichlet", "alpha": 0.02}, "seed": 9},  # some have nothing at times
 }
 STREAMS["later"] = STREAMS["several"] | {"experiences": 2}
+STREAMS["taught"] = STREAMS["several"] | {  # by public records: their network is pre-trained
+    "public": 0.25,
+    "model": STREAMS["several"]["model"] | {"rank": 2},
+    "foundation": {"network": STREAMS["several"]["model"], "pretraining": {"epochs": 3, "learning_rate": 0.003}},
+}
 
 
 @pytest.fixture(scope="session")

@@ -185,3 +185,13 @@ def test_the_comparison_shows_the_tasks(finished, fcl, workshop, play_run):
     assert (status, err) == (0, "")
     for heading in ("digit", "redraw", "phrase", "METEOR", "MSE"):
         assert heading in out
+
+
+def test_a_run_on_a_foundation_model_leaves_models_that_predict_without_it(play_run, workshop):
+    run = play_run("fedavg_ft", "train.rounds=1", stream="taught")
+    assert run.json("run.json")["foundation_digest"]
+    saved = Predictor(run.out / "models" / "personal-0.safetensors")
+    stream = open_stream("taught", workshop)
+    inputs, _ = stream.load(stream.test(0, 0))
+    assert saved.predict(np.ascontiguousarray(inputs)).shape == (len(inputs), stream.classes)
+    assert "task.digit.accuracy" in run.metrics

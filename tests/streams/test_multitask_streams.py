@@ -128,6 +128,30 @@ def test_an_image_is_a_sample_of_every_task_with_images_and_on_one_side_of_the_s
     assert sum(found == {"test"} for found in sides.values()) == round(0.2 * 1797)
 
 
+def test_a_public_image_or_sentence_is_public_in_all_tasks(root):
+    stream = build("open", about(public=0.25), root)
+    sides = defaultdict(set)
+    for split, rows in (
+        ("held", rows_of(stream, "train")),
+        ("test", rows_of(stream, "test")),
+        ("public", stream.public()),
+    ):
+        for row in stream.load(rows)[0]:
+            task = stream.layout.tasks[row[0]]
+            image = "image" in task.modalities
+            unit = row[stream.layout.part("image")] if image else row[stream.layout.part("text")]
+            sides["image" if image else task.name, unit.tobytes()].add(split)
+    assert {len(found) for found in sides.values()} == {1}
+    for kind, several in (("image", 1797), ("value", 880), ("phrase", 408)):
+        own = [found for (what, _), found in sides.items() if what == kind]
+        tested, public = (sum(found == {side} for found in own) for side in ("test", "public"))
+        assert (len(own), tested) == (several, round(0.2 * several))
+        assert abs(public - 0.25 * (several - tested)) < 1
+    plain = build("closed", about(), root)
+    assert not len(plain.public())
+    assert np.array_equal(plain.inputs[rows_of(plain, "test")], stream.inputs[rows_of(stream, "test")])
+
+
 def test_no_sentence_of_a_task_of_texts_is_learned_and_tested(stream):
     for task, several in (("value", 880), ("phrase", 408)):
         sentences = [text for text, _, _ in told(stream, task)]
@@ -321,7 +345,6 @@ def test_the_manifest_check_names_a_wrong_task_and_a_client_without_it(stream):
         ),
         ({"source": "digits"}, "scenario 'multi-task' and the section multitask go with source 'tasks' only"),
         ({"classes": 23}, "classes 23 does not go with scenario 'multi-task': the tasks say how many labels"),
-        ({"public": 0.1}, "public 0.1 does not go with scenario 'multi-task': an image is shown in several tasks"),
         ({"order": "own"}, "order own does not go with"),
         ({"private": 1}, "private 1 does not go with"),
         (
