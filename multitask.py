@@ -5,6 +5,7 @@ Streams make records of this layout, networks read them; both know tasks by this
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate
@@ -95,7 +96,7 @@ class Layout:
 
     def to_record(self) -> dict[str, Any]:
         """As plain JSON values."""
-        return asdict(self)
+        return json.loads(json.dumps(asdict(self)))
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Layout:
