@@ -38,9 +38,9 @@ def conduct(spec: Experiment, root: Path, out: Path, resume: bool, console: Cons
         notes = run.notes
     for note in notes:
         console.print(f"[yellow]note:[/] {note.splitlines()[0]}", highlight=False, soft_wrap=True)
-    summary = f"final average accuracy {metrics['final_average_accuracy']:.3f}"
-    if "forgetting" in metrics:
-        summary += f", forgetting {metrics['forgetting']:.3f}"
+    shown = ("final_average_accuracy", "forgetting")
+    summary = ", ".join(f"{name.replace('_', ' ')} {metrics[name]:.3f}" for name in shown if name in metrics)
+    summary = summary or "finished"
     console.print(f"{spec.title}: {summary}; results in {out}", highlight=False, soft_wrap=True)
 
 

@@ -163,7 +163,8 @@ class Method(ABC):
     def finish(self, client: Client) -> Update:
         """A client's last step, after all rounds of the last experience; `received` is the last broadcast.
 
-        Asked where `finishes`, of each client that has data in the last experience; nothing is sent back.
+        Asked where `finishes`, of every client, whose data are those of the last experience in which it has any;
+        nothing is sent back.
         """
         raise NotImplementedError(f"{self.name} has no last step")
 

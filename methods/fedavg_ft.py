@@ -38,7 +38,7 @@ class FedAvgFT(FedAvg):
 
     def tuned(self, client: Client) -> tuple[nn.Module, float, int]:
         """The received model, fine-tuned; its mean loss and its steps."""
-        model = self.setting.load(client.received.part("model"), client.id)
+        model = self.begin(client)
         return model, *fit(model, client, self.last_train(self.params.tuning_epochs), self.objective(client))
 
     def last_train(self, epochs: int) -> TrainParameters:

@@ -7,6 +7,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from .base import register
+from .fedavg import FedAvg
 from .fedavg_ft import FedAvgFT
 from .state import Message, prefixed
 from .training import Batch, Client, Update
@@ -24,7 +25,8 @@ class PerFedAvg(FedAvgFT):
     model [paper: a step; ours: passes, as fedavg_ft].
     """
 
-    class Params(FedAvgFT.Params):
+    class Params(FedAvg.Params):
+        tuning_epochs: int = Field(1, ge=1, description="passes over a client's own data in its last step")
         alpha: float = Field(0.01, ge=0, description="step size of the personal step")
 
     def train(self, client: Client) -> Update:
@@ -56,9 +58,9 @@ class PerFedAvg(FedAvgFT):
         return loss.detach()
 
     def tuned(self, client: Client) -> tuple[nn.Module, float, int]:
-        model = self.setting.load(client.received.part("model"), client.id).train()
+        model = self.begin(client).train()
         weights = [weight for weight in model.parameters() if weight.requires_grad]
-        train = self.last_train(self.params.tuning_epochs)
+        train = self.setting.train.model_copy(update={"local_epochs": self.params.tuning_epochs})
         objective, total, steps = self.objective(client), 0.0, 0
         for batch in client.batches(train):
             loss = objective(model, batch)

@@ -24,8 +24,9 @@ class PFedMe(FedAvg):
         for each minibatch: K steps on theta_i, then   w_i <- w_i - eta lambda ( w_i - theta_i )
         w <- (1 - beta) w + beta sum_i n_i w_i / sum_i n_i
 
-    theta_i is warm-started from the client's last one, its steps are the local optimizer's [as in the authors' code,
-    with their own optimizer]. Running statistics, which have no gradient, are w's as theta_i leaves them [ours].
+    theta_i starts at w in every round, its steps are the local optimizer's; `personal` is the last one that the client
+    had [ours: in the authors' experiments all clients train in every round and the server takes a sample of them].
+    Running statistics, which have no gradient, are w's as theta_i leaves them [ours].
     """
 
     evaluates: ClassVar = {"personal": "client", "global": "server"}
@@ -40,8 +41,7 @@ class PFedMe(FedAvg):
 
     def train(self, client: Client) -> Update:
         p, train = self.params, self.setting.train
-        own = client.state.part("model") or client.received.part("model")
-        theta = self.setting.load(own, client.id).train()
+        theta = self.begin(client).train()
         w = {name: each.to(self.setting.device, copy=True) for name, each in client.received.part("model").items()}
         weights = {name: each for name, each in theta.named_parameters() if each.requires_grad}
         optimizer, objective = train.optimizer_for(list(weights.values()), client.moment.round), self.objective(client)
@@ -51,11 +51,11 @@ class PFedMe(FedAvg):
                 loss = objective(theta, batch)
                 optimizer.zero_grad()
                 loss.backward()
+                if train.clip:  # of f's gradient: a shorter leash would be another lambda
+                    nn.utils.clip_grad_norm_(weights.values(), train.clip)
                 for name, weight in weights.items():
                     leash = p.pull * (weight.detach() - w[name])
                     weight.grad = leash if weight.grad is None else weight.grad.add_(leash)
-                if train.clip:
-                    nn.utils.clip_grad_norm_(weights.values(), train.clip)
                 optimizer.step()
             for name, weight in weights.items():
                 w[name] -= p.rate * p.pull * (w[name] - weight.detach())
@@ -63,7 +63,9 @@ class PFedMe(FedAvg):
         personal = self.setting.state(theta, client.id)
         w |= {name: each for name, each in personal.items() if name not in weights}
         message = Message(prefixed("model", w))
-        return Update(State(prefixed("model", personal)), message, theta, float(total) / max(steps, 1), steps)
+        return Update(
+            State(prefixed("model", personal)), message, theta, float(total) / max(steps, 1), steps * p.inner_steps
+        )
 
     def fuse(self, job: str, server: State, uploads: Sequence[Upload], moment: Moment) -> State:
         mean, beta = weighted_mean(uploads), self.params.beta

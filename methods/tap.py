@@ -9,11 +9,12 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
+from errors import InputError
 from models.components import FUSION, replaced, used_by
 from multitask import Task
 from validation import Section
 
-from .base import register
+from .base import Setting, register
 from .fedavg import FedAvg
 from .fedavg_ft import FedAvgFT
 from .objectives import losses, matched, task_named, total
@@ -64,25 +65,35 @@ class TAP(FedAvgFT):
         distillation: Distillation = Field(default_factory=Distillation, description="stage 2")
         as_released: bool = Field(False, description="with the defects of the released code, for comparison")
 
+    def __init__(self, params: Params, setting: Setting) -> None:
+        super().__init__(params, setting)
+        if params.as_released and not setting.parts:
+            raise InputError("methods.tap.as_released is about components: it needs a stream of several tasks")
+
     # stage 1
 
     def train(self, client: Client) -> Update:
         received = self.begin(client)
         shared, federated = self.learn(received, client)
         own = client.state.part("model") or self.setting.initial_model(self.setting.place(client.id))
-        before: Mapping[str, float] = client.state.values.get("losses", {})
+        kept = client.state.values
+        # Of an earlier experience, whose samples were others: its losses are not compared.
+        before: Mapping[str, float] = kept["losses"] if kept.get("experience") == client.moment.experience else {}
         better = [task for task, loss in federated.items() if self.is_better(task, loss, before.get(task), received)]
         theirs = self.setting.state(received, client.id)
         for name in better:
             own = self.replaced(own, theirs, task_named(received, name))
         model = self.setting.load(own, client.id)
-        _, personal = self.learn(model, replace(client, draws="personal") if better else client)
-        state = State(prefixed("model", self.setting.state(model, client.id)), {"losses": {**before, **personal}})
+        again, personal = self.learn(model, replace(client, draws="personal") if better else client)
+        state = State(
+            prefixed("model", self.setting.state(model, client.id)),
+            {"losses": {**before, **personal}, "experience": client.moment.experience},
+        )
         rows = [
             {"task": task, "federated": loss, "personal": before.get(task), "replaced": task in better}
             for task, loss in federated.items()
         ]
-        return replace(shared, state=state, tables={"replacements": rows})
+        return replace(shared, state=state, steps=shared.steps + again.steps, tables={"replacements": rows})
 
     def begin(self, client: Client) -> nn.Module:
         received = client.received.part("model")
@@ -131,7 +142,7 @@ class TAP(FedAvgFT):
 
     def finish(self, client: Client) -> Update:
         p = self.params.distillation
-        teacher, _, _ = self.tuned(client)
+        teacher, _, taught = self.tuned(client)
         teacher.eval().requires_grad_(False)
         own = client.state.part("model") or client.received.part("model")
         model = self.setting.load(own, client.id)
@@ -140,7 +151,7 @@ class TAP(FedAvgFT):
             train, again = self.last_train(p.epochs), replace(client, draws="distillation")
             loss, steps = fit(model, again, train, self.taught(teacher, client))
         states = {**prefixed("stage1", own), **prefixed("model", self.setting.state(model, client.id))}
-        return Update(State(states, client.state.values), None, model, loss, steps)
+        return Update(State(states, client.state.values), None, model, loss, steps + taught)
 
     def taught(self, teacher: nn.Module, client: Client):
         """sum_o share_o L_o + lambda_o D_o."""

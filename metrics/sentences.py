@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cache, lru_cache
 
 
@@ -35,10 +34,3 @@ def meteor(said: str, wanted: str) -> float:
     if not said or not wanted:
         return 0.0
     return float(single_meteor_score(wanted.split(), said.split(), stemmer=_stemmer(), wordnet=NoSynonyms()))
-
-
-def token_accuracy(said: Sequence[int], wanted: Sequence[int]) -> float:
-    """Share of the words of the reference, which ends before its first 0, that are said in their place."""
-    length = next((place for place, number in enumerate(wanted) if number == 0), len(wanted))
-    hits = [one == other for one, other in zip(said[:length], wanted[:length], strict=True)]
-    return sum(hits) / max(1, length)

@@ -36,7 +36,12 @@ class Images(nn.Module):
     def __init__(self, shape: Sequence[int], width: int, depth: int, heads: int) -> None:
         super().__init__()
         channels, high, wide = shape
-        patch = fitting_patch(high, wide)
+        try:
+            patch = fitting_patch(high, wide)
+        except InputError:
+            raise InputError(
+                f"streams.*.size: {high} x {wide} pixels make no 4 to 16 patches a side; set another"
+            ) from None
         self.stem = nn.Sequential(nn.Conv2d(channels, width, 3, padding=1), nn.GELU())
         self.patches = nn.Conv2d(width, width, patch, stride=patch)
         self.positions = nn.Embedding((high // patch) * (wide // patch), width)
@@ -195,6 +200,8 @@ class MultiModal(Classifier):
         super().__init__()
         if layout is None:
             raise InputError("model.name: multimodal is for streams of several tasks (source: tasks)")
+        if width < 2:
+            raise InputError(f"model.width must be at least 2 (got {width})")
         self.layout = about = Layout.from_record(layout)
         self.known = {task.name: task for task in about.tasks if tasks is None or task.name in tasks}
         chosen = self.known.values()
@@ -232,6 +239,11 @@ class MultiModal(Classifier):
                 each.up.requires_grad_(True)
 
     def _head(self, task: Task, width: int) -> nn.Module:
+        high, wide = self.layout.shape[1:]
+        if task.target == "image" and (high % 4 or wide % 4):
+            raise InputError(
+                f"streams.*.size: task {task.name} draws images with sides that 4 divides (got {high} x {wide} pixels)"
+            )
         if task.target == "class":
             return Choice(task.classes, width)
         if task.target == "image":

@@ -51,14 +51,18 @@ def check(
             f"client {empty[0]}{others} is left with no training sample: {trained.sum()} samples are shared out among "
             f"{plan.clients} clients; use fewer clients, a larger partition.alpha or partition.min_share"
         )
-    learned = np.zeros_like(patterns.held)
-    rows = manifest["split"] == TRAIN
-    learned[manifest["client"][rows], manifest["task"][rows]] = True
-    for client, task in np.argwhere(patterns.held & ~learned)[:1]:
-        raise InputError(
-            f"client {client} is left with no training sample of its task {patterns.names[task]}; use fewer clients, "
-            "more samples, a larger partition.alpha or partition.min_share"
-        )
+    several = len(patterns.names) > 1
+    for part, what in ((TRAIN, "training"), (TEST, "test"))[: 2 if several else 1]:
+        there = np.zeros_like(patterns.held)
+        rows = manifest["split"] == part
+        there[manifest["client"][rows], manifest["task"][rows]] = True
+        for client, task in np.argwhere(patterns.held & ~there)[:1]:
+            raise InputError(
+                f"client {client} is left with no {what} sample of its task {patterns.names[task]}; use fewer clients, "
+                "more samples, a larger partition.alpha or partition.min_share"
+                + ", or hold out more (test)"
+                * (part == TEST)
+            )
     tested = np.bincount(manifest["experience"][manifest["split"] == TEST], minlength=plan.experiences)
     if not tested.all():
         raise InputError(f"experience {np.flatnonzero(tested == 0)[0]} has no test sample; hold out more (test)")

@@ -67,6 +67,12 @@ class MultiTask(Section):
         return self
 
     @model_validator(mode="after")
+    def _something_is_right_or_wrong(self) -> MultiTask:
+        if all(kind.target == "image" for kind in self.kinds.values()):
+            raise ValueError(f"tasks: {', '.join(self.tasks)} alone has no accuracy; add a task of classes or texts")
+        return self
+
+    @model_validator(mode="after")
     def _patterns_fit(self) -> MultiTask:
         for number, pattern in enumerate(self.patterns):
             if not pattern:

@@ -90,7 +90,8 @@ def evaluate(site: Site, server: Ref, clients: Mapping[int, Ref], trained: int, 
     """
     found = Measured([], [])
     models: dict[tuple[str, int], nn.Module] = {}
-    main = next(iter(site.method.evaluates))
+    # What clients receive is the first kind that the server holds.
+    sent = next((kind for kind, scope in site.method.evaluates.items() if scope == "server"), None)
     for kind, client, tested in work:
         data = site.test(client, tested)
         if not len(data):
@@ -105,7 +106,7 @@ def evaluate(site: Site, server: Ref, clients: Mapping[int, Ref], trained: int, 
         candidates = site.candidates(client, trained, tested, told=kind in site.method.told)
         result = judged(model, data, candidates)
         _add(found, kind, client, point, result)
-        received = kind == main and site.method.evaluates[kind] == "server"
+        received = kind == sent
         if received or (client == CENTRE and result.tasks):
             for each, own in _at_clients(site, model, result, point):
                 if received:

@@ -7,6 +7,7 @@ import traceback
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from prefect.futures import as_completed
 
 from methods import Moment
 
@@ -18,11 +19,13 @@ from .upload import Verdict, open_round
 from .workers import WorkerDied, Workers
 
 
-def finish_one(site: Site, moment: Moment, assignment: Assignment) -> Trained:
+def finish_one(site: Site, assignment: Assignment) -> Trained:
     """A client's last step: what it received and kept, and what it keeps from now on."""
     started, number = time.perf_counter(), assignment.client
     try:
-        client = client_of(site, moment, assignment)
+        own = max(each for each in range(site.stream.experiences) if len(site.rows(number, each)))
+        # A round that none of its experience's has: what is drawn is the last step's own.
+        client = client_of(site, Moment(own, site.experiment.train.rounds), assignment)
         update = site.method.finish(client)
         state = site.write(update.state)
     except Exception as error:  # this client's failure, reported with its trace
@@ -42,37 +45,37 @@ def finish_one(site: Site, moment: Moment, assignment: Assignment) -> Trained:
 
 
 @task(name="finish", task_run_name="finish client {assignment.client}", cache_policy=NO_CACHE, log_prints=False)
-def finish_client(workers: Workers, moment: Moment, assignment: Assignment) -> Trained:
+def finish_client(workers: Workers, assignment: Assignment) -> Trained:
     """Prefect task: the last step of one client."""
     try:
-        return workers.call(finish_one, moment, assignment)
+        return workers.call(finish_one, assignment)
     except WorkerDied as error:
         return Trained(assignment.client, assignment.broadcast, error=str(error))
 
 
 def finish_clients(run: Run) -> None:
-    """The last step of every client that has data in the last experience; what a killed run had done is kept.
+    """The last step of every client, on the data of the last experience in which it has any.
 
-    A client that fails in all its tries stays as the last round left it, which is noted.
+    Each is checkpointed as soon as it is done, so that a resumed run does what is left. A client that fails in all its
+    tries stays as the last round left it, which is noted.
     """
     site, last = run.site, run.site.stream.experiences - 1
     if not site.method.finishes:
         return
     moment = Moment(last, site.rounds_in(last))
-    able = [client for client in site.method.participants if len(site.rows(client, last))]
-    left = [client for client in able if client not in run.progress.finished]
+    left = [client for client in site.method.participants if client not in run.progress.finished]
     if not left:
         return
     opening = run.workers.call(open_round, run.progress.server, left, moment)
     assignments = [Assignment(each, opening.broadcasts[each], run.progress.clients.get(each)) for each in left]
     for attempt in range(run.experiment.run.retries + 1):
         final = attempt == run.experiment.run.retries
-        futures = [finish_client.submit(run.workers, moment, each) for each in assignments]
-        failed = []
-        for future, assignment in zip(futures, assignments, strict=True):
+        futures = [finish_client.submit(run.workers, each) for each in assignments]
+        failed = set()
+        for future in as_completed(futures):
             done = future.result()
             if done.error and not final:
-                failed.append(assignment)
+                failed.add(done.client)
                 continue
             if done.error:
                 run.note(f"client {done.client} failed in its last step: {done.error}\n{done.trace}")
@@ -83,6 +86,6 @@ def finish_clients(run: Run) -> None:
             run.folder.record("round", [round_row(moment, done, verdict)])
             run.record_tables(moment, done)
             run.folder.save(run.progress)
-        assignments = failed
+        assignments = [each for each in assignments if each.client in failed]
         if not assignments:
             return

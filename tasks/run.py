@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 PROJECT = Path(__file__).parent.parent
 SOURCES = ("methods", "models", "streams", "tasks")  # the code that a result depends on
+FILES = ("multitask.py", "metrics/sentences.py")
 LOCK = PROJECT / "requirements.lock"
 
 
@@ -93,9 +94,8 @@ class Run:
 
     def basis(self) -> dict[str, str]:
         """Digests of what the result depends on besides the parameters."""
-        sources = sorted(
-            [*(path for name in SOURCES for path in (PROJECT / name).rglob("*.py")), PROJECT / "multitask.py"]
-        )
+        folders = (path for name in SOURCES for path in (PROJECT / name).rglob("*.py"))
+        sources = sorted([*folders, *(PROJECT / name for name in FILES)])
         code = hashlib.sha256()
         for path in sources:
             code.update(path.read_bytes())

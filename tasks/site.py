@@ -110,6 +110,8 @@ class Site:
             found.append(Architecture(model["name"], stream.shape, stream.classes, options))
         if not stream.layout:
             return tuple(found), ()
+        if len(found) > 1:
+            raise InputError(f"models: clients of a stream of several tasks have one network (got {len(found)})")
         (whole,) = found
         frozen = whole.options.get("rank") is not None
 

@@ -42,9 +42,10 @@ def warm_up(opened: Site) -> None:
     """One training step on a throw-away model: torch imports and compiles for a second when it is first used."""
     setting = opened.method.setting
     model = setting.load(setting.architecture.initial(torch.Generator()))
-    kind = torch.uint8 if opened.stream.modality == "text" else torch.float32
+    kind = torch.float32 if opened.stream.modality == "image" else torch.uint8
     inputs = torch.zeros(2, *setting.architecture.shape, dtype=kind, device=setting.device)
-    model(inputs).square().mean().backward()
+    said = model.features(inputs) if opened.stream.modality == "record" else model(inputs)
+    said.square().mean().backward()
     setting.train.optimizer_for(list(model.parameters())).step()
 
 

@@ -267,12 +267,12 @@ class Laboratory:
 
         last = self.site.stream.experiences - 1
         moment = Moment(last, self.site.rounds_in(last))
-        clients = [each for each in self.site.method.participants if len(self.site.rows(each, last))]
+        clients = self.site.method.participants
         if self.site.method.finishes:
             opening = open_round(self.site, self.progress.server, clients, moment)
             for client in clients:
                 kept = self.progress.clients.get(client)
-                done = finish_one(self.site, moment, Assignment(client, opening.broadcasts[client], kept))
+                done = finish_one(self.site, Assignment(client, opening.broadcasts[client], kept))
                 assert not done.error, done.trace
                 self.progress.clients[client] = done.state
                 self.tell(done)

@@ -74,7 +74,9 @@ def told(stream: Stream, task: str) -> list[tuple[str, str, int]]:
 @st.composite
 def patterns(draw) -> dict:
     """Parameters over any tasks, in patterns that have each of them."""
-    tasks = draw(st.lists(st.sampled_from(TASKS), min_size=1, max_size=5, unique=True))
+    tasks = draw(
+        st.lists(st.sampled_from(TASKS), min_size=1, max_size=5, unique=True).filter(lambda t: t != ["redraw"])
+    )
     lists = st.lists(st.sampled_from(tasks), min_size=1, unique=True).map(list)
     drawn = draw(st.lists(lists, max_size=4))
     missing = [task for task in tasks if not any(task in pattern for pattern in drawn)]
@@ -344,6 +346,10 @@ def test_the_manifest_check_names_a_wrong_task_and_a_client_without_it(stream):
             "source 'tasks' and the section multitask go with scenario 'multi-task' only",
         ),
         ({"source": "digits"}, "scenario 'multi-task' and the section multitask go with source 'tasks' only"),
+        (
+            {"tasks": ["redraw"], "patterns": [["redraw"]]},
+            "redraw alone has no accuracy; add a task of classes or texts",
+        ),
         ({"classes": 23}, "classes 23 does not go with scenario 'multi-task': the tasks say how many labels"),
         ({"order": "own"}, "order own does not go with"),
         ({"private": 1}, "private 1 does not go with"),
@@ -378,7 +384,7 @@ def test_source_and_scenario_need_the_section():
         ({"label": "fine"}, "label is set, but source 'digits' takes only classes, size"),
         ({"text": "text"}, "text is set, but source 'tasks' takes only image, label, length, size"),
         (
-            {"tasks": ["redraw"], "multitask": {"images": "csv:texts.csv"}},
+            {"tasks": ["digit"], "multitask": {"images": "csv:texts.csv"}},
             "multitask.images: source csv:texts.csv has n",
         ),
         (
@@ -388,6 +394,10 @@ def test_source_and_scenario_need_the_section():
         (
             {"tasks": ["digit", "redraw"], "patterns": [["digit", "redraw"]], "clients": 3, "partition": SKEWED},
             "client 0 is left with no training sample of its task redraw; use fewer clients, more samples, a larger",
+        ),
+        (
+            {"tasks": ["value"], "multitask": {"images": None}, "test": 0.002, "clients": 4},
+            "is left with no test sample of its task value; use",
         ),
     ],
 )
