@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from errors import InputError
-from streams.manifest import PUBLIC, SPLITS, TEST, TRAIN, Manifest, Names, to_pandas
+from streams.manifest import PUBLIC, SPLITS, TASKS, TEST, TRAIN, Manifest, Names, to_pandas
 from streams.pattern import Patterns
 from streams.plan import EVERY, NEVER, Plan
 
@@ -51,7 +51,7 @@ def check(
             f"client {empty[0]}{others} is left with no training sample: {trained.sum()} samples are shared out among "
             f"{plan.clients} clients; use fewer clients, a larger partition.alpha or partition.min_share"
         )
-    several = len(patterns.names) > 1
+    several = tuple(patterns.names) != TASKS
     for part, what in ((TRAIN, "training"), (TEST, "test"))[: 2 if several else 1]:
         there = np.zeros_like(patterns.held)
         rows = manifest["split"] == part
