@@ -195,3 +195,12 @@ def test_a_run_on_a_foundation_model_leaves_models_that_predict_without_it(play_
     inputs, _ = stream.load(stream.test(0, 0))
     assert saved.predict(np.ascontiguousarray(inputs)).shape == (len(inputs), stream.classes)
     assert "task.digit.accuracy" in run.metrics
+
+
+def test_a_stream_whose_first_task_is_no_class_runs_and_every_client_takes_a_last_step(play_run):
+    about = "streams.later.multitask."
+    sets = [f"{about}tasks=[redraw,phrase,digit]", f"{about}patterns=[[redraw,phrase],[digit],[phrase]]"]
+    run = play_run("fedavg_ft", *sets, "train.rounds=1", stream="later")
+    last = run.rounds[run.rounds["round"] == 1]  # clients 1 and 2 have nothing in the second experience
+    assert sorted(last["client"]) == [0, 1, 2]
+    assert (last["steps"] > 0).all()
