@@ -26,9 +26,9 @@ class FedAvgFT(FedAvg):
     evaluates: ClassVar = {"personal": "client", "global": "server"}
 
     class Params(FedAvg.Params):
-        tuning_epochs: int = Field(1, ge=1, description="passes over a client's own data in its last step")
+        tuning_epochs: int = Field(3, ge=1, description="passes over a client's own data in its last step")
         tuning_rate: float = Field(
-            0.1, gt=0, description="step size of the last step, as a share of train.learning_rate"
+            0.3, gt=0, description="step size of the last step, as a share of train.learning_rate"
         )
 
     def finish(self, client: Client) -> Update:

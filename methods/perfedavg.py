@@ -26,7 +26,7 @@ class PerFedAvg(FedAvgFT):
     """
 
     class Params(FedAvg.Params):
-        tuning_epochs: int = Field(1, ge=1, description="passes over a client's own data in its last step")
+        tuning_epochs: int = Field(3, ge=1, description="passes over a client's own data in its last step")
         alpha: float = Field(0.01, ge=0, description="step size of the personal step")
 
     def train(self, client: Client) -> Update:

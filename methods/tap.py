@@ -26,9 +26,9 @@ class Distillation(Section):
     """Stage 2, after all rounds."""
 
     weight: float = Field(0.002, ge=0, description="lambda_o, weight of the teacher's answers; 0 is plain fine-tuning")
-    text_classes: float = Field(500.0, ge=0, description="factor of the weight for text classification")
+    text_classes: float = Field(1.0, ge=0, description="factor of the weight for text classification")
     epochs: int = Field(
-        1, ge=0, description="passes in which the personal model learns from data and teacher; 0 is none"
+        3, ge=0, description="passes in which the personal model learns from data and teacher; 0 is none"
     )
 
 
@@ -46,10 +46,10 @@ class TAP(FedAvgFT):
     D_o: KL( softmax T_i || softmax x_i ) of classes and words at temperature 1, of images the mean squared difference.
 
     Lee et al., TAP, 2025. [paper] the two stages; [code] losses as they are compared, margins (0.01 or 0.02, half for
-    text classes and image reconstruction), lambda 0.002 times 500 for text classes, and that minibatches of x_i are
-    w's unless something was replaced; [ours] the reduced network, passes over the data instead of a number of
-    minibatches, x_i <- the server's model at stage 2 where a client never took part, and in an ordinary stream, which
-    has one task, all is replaced or nothing.
+    text classes and image reconstruction; here 0), lambda 0.002 (times 500 for text classes; here 1), and that
+    minibatches of x_i are w's unless something was replaced; [ours] the reduced network, passes over the data instead
+    of a number of minibatches, x_i <- the server's model at stage 2 where a client never took part, and in an
+    ordinary stream, which has one task, all is replaced or nothing.
 
     `stage1` is x_i before stage 2. With `as_released` two defects of the released code come back (no part of the fusion
     reaches clients: theirs begins at the common start every time; experts of a classification task are never
@@ -60,7 +60,7 @@ class TAP(FedAvgFT):
 
     class Params(FedAvgFT.Params):
         margin: float | Literal["never", "always"] = Field(
-            0.01, description="by which the federation's loss must be lower; never and always stand for +inf and -inf"
+            0.0, description="by which the federation's loss must be lower; never and always stand for +inf and -inf"
         )
         distillation: Distillation = Field(default_factory=Distillation, description="stage 2")
         as_released: bool = Field(False, description="with the defects of the released code, for comparison")
