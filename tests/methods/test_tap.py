@@ -165,7 +165,7 @@ def test_without_the_teacher_stage_2_is_plain_fine_tuning(laboratory, client_of)
         model = method.setting.load(seen.state.part("model"), client)
         plain_loss = lambda model, batch, seen=seen: plain(model, batch, seen.candidates)  # noqa: E731
         rate = method.params.tuning_rate * method.setting.train.learning_rate
-        train = method.setting.train.model_copy(update={"local_epochs": 1, "learning_rate": rate})
+        train = method.setting.train.model_copy(update={"local_epochs": 3, "learning_rate": rate})
         fit(model, replace(seen, draws="distillation"), train, plain_loss)
         finished = method.finish(seen).state
         assert same(finished.part("model"), method.setting.state(model, client))
