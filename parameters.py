@@ -26,7 +26,6 @@ from run_parameters import RunParameters
 from streams.parameters import StreamParameters
 from validation import checked
 
-
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where PyYAML was built with libyaml
 
 
