@@ -154,25 +154,35 @@ def draw_allocation(table: pd.DataFrame, path: Path, title: str = "") -> None:
 
 
 def draw_replacements(table: pd.DataFrame, path: Path, title: str = "") -> None:
-    """The share of participations in which each task's components were replaced, round by round.
+    """When whose personal model took what from the federation: a row a task and client, a dot a participation.
+
+    Full where the task's components were replaced, open where they were kept; lines part the experiences.
 
     Args:
         table: rows of experience, round, client, task and replaced (bool), see `methods.tap`.
     """
     rounds = table[["experience", "round"]].drop_duplicates().sort_values(["experience", "round"])
     place = {tuple(each): number for number, each in enumerate(rounds.itertuples(index=False))}
-    numbers = [place[each] for each in zip(table["experience"], table["round"], strict=True)]
-    with _axes(path, 7.5, 4.0, title) as axes:
-        for task, own in table.assign(number=numbers).groupby("task", sort=False):
-            share = own.groupby("number")["replaced"].mean()
-            counted = int(own["replaced"].sum())
-            axes.plot(share.index, share, marker=".", label=f"{task} ({counted} of {len(own)})")
+    tasks = list(dict.fromkeys(table["task"]))
+    ordered = sorted({(tasks.index(task), client) for task, client in zip(table["task"], table["client"], strict=True)})
+    with _axes(path, 8.0, 1.2 + 0.2 * len(ordered), f"{title}\nfull: replaced, open: kept") as axes:
+        for number, (task, client) in enumerate(ordered):
+            own = table[(table["task"] == tasks[task]) & (table["client"] == client)]
+            at = np.array([place[each] for each in zip(own["experience"], own["round"], strict=True)])
+            full = own["replaced"].to_numpy(dtype=bool)
+            colour = COLOURS[task % len(COLOURS)]
+            axes.scatter(at[full], np.full(full.sum(), number), s=22, color=colour)
+            axes.scatter(at[~full], np.full((~full).sum(), number), s=22, facecolors="none", edgecolors=colour)
+        shares = table.groupby(["task", "client"])["replaced"].agg(["sum", "count"])
+        counts = [shares.loc[(tasks[task], client)] for task, client in ordered]
+        names = [f"{tasks[task]}, client {client}" for task, client in ordered]
+        axes.set(xlabel="round, over all experiences", yticks=range(len(ordered)), ylim=(len(ordered) - 0.5, -0.5))
+        axes.set_yticklabels(
+            [f"{name}: {each['sum']} of {each['count']}" for name, each in zip(names, counts, strict=True)]
+        )
         for number in [place[each] for each in place if each[1] == 0][1:]:
-            axes.axvline(number - 0.5, color="grey", linewidth=0.8, linestyle=":")
-        axes.set(xlabel="round, over all experiences", ylabel="share of clients that replaced", ylim=(-0.03, 1.03))
-        axes.yaxis.set_major_formatter(PercentFormatter(1))
+            axes.axvline(number - 0.5, color="grey", linewidth=0.8)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.legend(title="task (replaced of participations)", fontsize=8, title_fontsize=8)
 
 
 def _over_seeds(runs: Sequence[pd.DataFrame]) -> pd.DataFrame:
