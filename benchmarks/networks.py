@@ -55,7 +55,8 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     labels = torch.arange(given.batch) % CLASSES
-    zoo = {name: models.Architecture(name, SHAPES[models.modality(name)], CLASSES) for name in models.names()}
+    known = {name: SHAPES.get(models.modality(name)) for name in models.names()}  # none for records of several tasks
+    zoo = {name: models.Architecture(name, shape, CLASSES) for name, shape in known.items() if shape}
     built = {name: each.load(each.initial(generator(0, "model"))).train() for name, each in zoo.items()}
     times: dict[str, list[float]] = {name: [] for name in zoo}
     for repeat in range(given.repeats + 1):
