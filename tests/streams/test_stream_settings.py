@@ -207,7 +207,8 @@ def test_equal_rows_are_kept_once_whatever_the_number_of_clients():
 
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
 CLIENTS = {"digits-single": 1, "digits-tuning": 20, "digits-tuning-single": 20}
-CLIENTS |= {"digits-tasks": 10, "digits-tasks-30": 30, "digits-tasks-stream": 10}
+CLIENTS |= dict.fromkeys((f"digits-tasks{kind}" for kind in ("", "-even", "-foundation", "-stream")), 10)
+CLIENTS["digits-tasks-30"] = 30
 NAMED = [name for name in PARAMS["streams"] if name.startswith("digits")]
 
 
