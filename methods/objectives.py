@@ -107,11 +107,6 @@ def matched(
     return found
 
 
-def tasks_in(model: nn.Module, batch_inputs: Tensor) -> list[str]:
-    """The names of the tasks that these inputs are of."""
-    return [task.name for task, _ in model.groups(batch_inputs)] if isinstance(model, MultiModal) else [CLASSIFY]
-
-
 def task_named(model: nn.Module, name: str) -> Task | None:
     """The task of that name; None for the one of an ordinary stream."""
     return model.known[name] if isinstance(model, MultiModal) else None

@@ -48,8 +48,8 @@ class TAP(FedAvgFT):
     Lee et al., TAP, 2025. [paper] the two stages; [code] losses as they are compared, margins (0.01 or 0.02, half for
     text classes and image reconstruction; here 0), lambda 0.002 (times 500 for text classes; here 1), and that
     minibatches of x_i are w's unless something was replaced; [ours] the reduced network, passes over the data instead
-    of a number of minibatches, x_i <- the server's model at stage 2 where a client never took part, and in an
-    ordinary stream, which has one task, all is replaced or nothing.
+    of a number of minibatches, no accumulation of gradients, x_i <- the server's model at stage 2 where a client
+    never took part, and in an ordinary stream, which has one task, all is replaced or nothing.
 
     `stage1` is x_i before stage 2. With `as_released` two defects of the released code come back (no part of the fusion
     reaches clients: theirs begins at the common start every time; experts of a classification task are never

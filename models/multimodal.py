@@ -29,11 +29,14 @@ class MultiModal(Classifier):
     Names are parts of the table in `components`; a network of some of the tasks has the components that these use.
 
     Args:
-        shape: (bytes,) of a record. layout: `Layout.to_record()`. tasks: those that the network is for; all by
-        default. width: d, of all tokens. heads: a divisor of width. depth: blocks of each encoder. vocabulary,
-        tokens: of the texts that are read, see `TextTransformer`. rank: of low-rank matrices beside the experts'
-        layers and the queries, keys and values of the encoders, which are
-            frozen themselves; by default all is trained. See `models.pretrained`.
+        shape: (bytes,) of a record.
+        layout: `Layout.to_record()`.
+        tasks: names of those that the network is for; all by default.
+        width: d, of all tokens; heads: a divisor of it.
+        depth: blocks of each encoder.
+        vocabulary, tokens: of the texts that are read, see `TextTransformer`.
+        rank: of low-rank matrices beside the experts' layers and the queries, keys and values of the encoders, which
+            are frozen themselves; by default all is trained. See `models.pretrained`.
 
     [paper] four paths of shared and private experts, modality-task experts, then modality experts, mean pool, heads:
     Lee et al., TAP, 2025. [ours] the reduced scale: small encoders, d 64 instead of 768, one layer a stage, attention
