@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, get_args
 
@@ -76,14 +77,16 @@ def sentence(
     key = ".".join([prefix, *names])
     if error["type"] == "extra_forbidden":
         return f"no key '{key}'; {nearest(names[-1], fields) if fields else f'{prefix} has no keys'}"
+    said = _expected(error)
+    if error["type"] == "value_error" and re.split(r"\W", said)[0] in fields:  # a section's own check of its keys
+        return f"{key}.{said}"
     meaning = f"; {field.description}" if field and field.description else ""
     if error["type"] == "missing":
         return f"{key} is missing{f' ({field.description})' if meaning else ''}"
-    expected = _expected(error)
     if field and len(error["loc"]) > len(names):  # a union: any of its branches would do
-        expected = " or ".join([expected, *(_expected(branch).removeprefix("must be ") for branch in branches)])
+        said = " or ".join([said, *(_expected(branch).removeprefix("must be ") for branch in branches)])
     came = "" if isinstance(error["input"], dict) else f" (got {error['input']!r})"
-    return f"{key} {expected}{came}{meaning}"
+    return f"{key} {said}{came}{meaning}"
 
 
 def _expected(error: Mapping[str, Any]) -> str:
