@@ -12,6 +12,7 @@ from methods.objectives import own_classes
 from methods.training import LocalData
 from metrics.sentences import meteor
 from models.multimodal import MultiModal
+from multitask import Task
 
 BATCH = 512  # records at a time; no gradients
 MEASURES = {"class": ("accuracy",), "image": ("mse",), "text": ("token_accuracy", "meteor")}  # by a task's target
@@ -63,10 +64,10 @@ def as_accuracy(found: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.where(np.isnan(one), other, one)
 
 
-def by_task(model: MultiModal, found: Mapping[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+def by_task(tasks: Sequence[Task], found: Mapping[str, np.ndarray]) -> Iterator[dict[str, Any]]:
     """One row per task and measure: its mean over the samples of the task."""
     for number in np.unique(found["task"]).tolist():
-        task = model.layout.tasks[number]
+        task = tasks[number]
         own = found["task"] == number
         for name in MEASURES[task.target]:
             yield {

@@ -16,9 +16,11 @@ from prefect.cache_policies import NO_CACHE
 from torch import nn
 
 from methods import CENTRE, Moment
+from methods.objectives import own_classes
 from methods.pretraining import general_accuracy
 from methods.training import LocalData
 from models.multimodal import MultiModal
+from multitask import Task
 
 from .answers import answers, as_accuracy, by_task
 from .site import Site
@@ -40,7 +42,17 @@ class Judged(NamedTuple):
     """What a model does on test samples."""
 
     right: np.ndarray  # (samples,) float64: 1 or 0; of texts the share of right words, of images NaN
-    tasks: list[dict[str, Any]]  # where there are several tasks: each one's measures
+    answers: Mapping[str, np.ndarray] = {}  # where there are several tasks: their measures, sample by sample
+    known: Sequence[Task] = ()  # these tasks, as `answers` numbers them
+
+    @property
+    def tasks(self) -> list[dict[str, Any]]:
+        """Each task's measures."""
+        return list(by_task(self.known, self.answers)) if self.known else []
+
+    def at(self, places: np.ndarray) -> Judged:
+        """Of some of the samples."""
+        return Judged(self.right[places], {name: each[places] for name, each in self.answers.items()}, self.known)
 
     def row(self) -> dict[str, Any] | None:
         """accuracy and samples of a row of the accuracy matrix; None where no sample has an accuracy."""
@@ -60,11 +72,11 @@ def judged(model: nn.Module, data: LocalData, classes: Sequence[int]) -> Judged:
     """Predictions among `classes`, sample by sample."""
     if isinstance(model, MultiModal):
         found = answers(model, data, classes)
-        return Judged(as_accuracy(found), list(by_task(model, found)))
+        return Judged(as_accuracy(found), found, model.layout.tasks)
     model.eval()
     index = torch.as_tensor(classes, device=data.labels.device)
     said = torch.cat([index[model(batch.inputs)[:, index].argmax(1)] for batch in data.batches(BATCH)])
-    return Judged((said == data.labels).double().cpu().numpy(), [])
+    return Judged((said == data.labels).double().cpu().numpy())
 
 
 def accuracy(model: nn.Module, data: LocalData, classes: Sequence[int]) -> float:
@@ -107,11 +119,11 @@ def evaluate(site: Site, server: Ref, clients: Mapping[int, Ref], trained: int, 
         result = judged(model, data, candidates)
         _add(found, kind, client, point, result)
         received = kind == sent
-        if received or (client == CENTRE and result.tasks):
+        if received or (client == CENTRE and result.known):
             for each, own in _at_clients(site, model, result, point):
                 if received:
-                    _add(found, "received", each, point, own._replace(tasks=[]))
-                _add(found, kind, each, point, Judged(np.array([]), own.tasks))
+                    _add(found, "received", each, point, Judged(own.right))
+                _add(found, kind, each, point, own._replace(right=np.array([])))
     return found
 
 
@@ -132,10 +144,17 @@ def _at_clients(
         own = stream.test(client, tested)
         if not len(own):
             continue
-        if site.candidates(client, point["trained"], tested) == everyones and not everywhere.tasks:
-            yield client, Judged(everywhere.right[everyone.searchsorted(own)], [])
-        else:  # the client's own classes or tasks are not the federation's
-            yield client, judged(model, site.load(own), site.candidates(client, point["trained"], tested))
+        candidates = site.candidates(client, point["trained"], tested)
+        result = everywhere.at(everyone.searchsorted(own))
+        yield client, result if _alike(candidates, everyones, result) else judged(model, site.load(own), candidates)
+
+
+def _alike(one: Sequence[int], other: Sequence[int], result: Judged) -> bool:
+    """Whether these samples are predicted among the same classes: of several tasks, each among its own."""
+    if not result.known:
+        return one == other
+    tasks = (result.known[number] for number in np.unique(result.answers["task"]))
+    return all(own_classes(task, one) == own_classes(task, other) for task in tasks if task.target == "class")
 
 
 def course(site: Site, moment: Moment, server: Ref) -> list[dict[str, Any]]:

@@ -134,7 +134,7 @@ def accuracies(
     data, samples = LocalData(*stream.load(rows), device), stream.samples_of(rows)
     if stream.layout:
         network = foundation.backbone.network
-        measured = by_task(network, answers(network, data, range(stream.classes)))
+        measured = by_task(network.layout.tasks, answers(network, data, range(stream.classes)))
         return {f"{row['task']} {row['measure']}": row["value"] for row in measured}
     return {
         task: general_accuracy(
