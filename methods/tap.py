@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar, Literal
 
@@ -19,7 +19,7 @@ from .fedavg import FedAvg
 from .fedavg_ft import FedAvgFT
 from .objectives import losses, matched, task_named, total
 from .state import Message, State, prefixed
-from .training import Batch, Client, Update, fit
+from .training import Batch, Client, TrainParameters, Update, fit
 
 
 class Distillation(Section):
@@ -62,6 +62,9 @@ class TAP(FedAvgFT):
         margin: float | Literal["never", "always"] = Field(
             0.0, description="by which the federation's loss must be lower; never and always stand for +inf and -inf"
         )
+        last_replacement: bool = Field(
+            False, description="stage 2 begins with stage 1's comparison, the teacher in the place of w"
+        )
         distillation: Distillation = Field(default_factory=Distillation, description="stage 2")
         as_released: bool = Field(False, description="with the defects of the released code, for comparison")
 
@@ -74,17 +77,14 @@ class TAP(FedAvgFT):
 
     def train(self, client: Client) -> Update:
         received = self.begin(client)
-        shared, federated = self.learn(received, client)
+        shared, federated = self.learn(received, client, self.setting.train)
         own = client.state.part("model") or self.setting.initial_model(self.setting.place(client.id))
         kept = client.state.values
         # Of an earlier experience, whose samples were others: its losses are not compared.
         before: Mapping[str, float] = kept["losses"] if kept.get("experience") == client.moment.experience else {}
-        better = [task for task, loss in federated.items() if self.is_better(task, loss, before.get(task), received)]
-        theirs = self.setting.state(received, client.id)
-        for name in better:
-            own = self.replaced(own, theirs, task_named(received, name))
-        model = self.setting.load(own, client.id)
-        again, personal = self.learn(model, replace(client, draws="personal") if better else client)
+        better = self.better(received, federated, before)
+        model = self.setting.load(self.renewed(own, received, better, client.id), client.id)
+        again, personal = self.learn(model, replace(client, draws="personal") if better else client, self.setting.train)
         state = State(
             prefixed("model", self.setting.state(model, client.id)),
             {"losses": {**before, **personal}, "experience": client.moment.experience},
@@ -102,7 +102,7 @@ class TAP(FedAvgFT):
             received |= {name: each for name, each in first.items() if name.partition(".")[0] in FUSION}
         return self.setting.load(received, client.id)
 
-    def learn(self, model: nn.Module, client: Client) -> tuple[Update, dict[str, float]]:
+    def learn(self, model: nn.Module, client: Client, train: TrainParameters) -> tuple[Update, dict[str, float]]:
         """Trains the model in place; with it each task's loss, mean over batches of its share times its loss."""
         sums: dict[str, Tensor] = {}
 
@@ -112,9 +112,20 @@ class TAP(FedAvgFT):
                 sums[task] = sums.get(task, 0) + loss.share * loss.value.detach()
             return total(found)
 
-        loss, steps = fit(model, client, self.setting.train, objective)
+        loss, steps = fit(model, client, train, objective)
         message = Message(prefixed("model", self.setting.state(model, client.id)))
         return Update(State(), message, model, loss, steps), {task: float(each) / steps for task, each in sums.items()}
+
+    def better(self, model: nn.Module, federated: Mapping[str, float], personal: Mapping[str, float]) -> list[str]:
+        """The tasks for which the federation's model has the lower loss."""
+        return [task for task, loss in federated.items() if self.is_better(task, loss, personal.get(task), model)]
+
+    def renewed(self, own: Mapping[str, Tensor], model: nn.Module, tasks: Sequence[str], client: int):
+        """`own` with what these tasks use taken from the model."""
+        theirs = self.setting.state(model, client)
+        for name in tasks:
+            own = self.replaced(own, theirs, task_named(model, name))
+        return own
 
     def is_better(self, task: str, federated: float, personal: float | None, model: nn.Module) -> bool:
         """h_l + margin < h_p."""
@@ -142,16 +153,21 @@ class TAP(FedAvgFT):
 
     def finish(self, client: Client) -> Update:
         p = self.params.distillation
-        teacher, _, taught = self.tuned(client)
+        teacher = self.begin(client)
+        taught, federated = self.learn(teacher, client, self.last_train(self.params.tuning_epochs))
         teacher.eval().requires_grad_(False)
         own = client.state.part("model") or client.received.part("model")
-        model = self.setting.load(own, client.id)
+        begin = own
+        if self.params.last_replacement:
+            better = self.better(teacher, federated, client.state.values.get("losses", {}))
+            begin = self.renewed(own, teacher, better, client.id)
+        model = self.setting.load(begin, client.id)
         loss, steps = 0.0, 0
         if p.epochs:
             train, again = self.last_train(p.epochs), replace(client, draws="distillation")
             loss, steps = fit(model, again, train, self.taught(teacher, client))
         states = {**prefixed("stage1", own), **prefixed("model", self.setting.state(model, client.id))}
-        return Update(State(states, client.state.values), None, model, loss, steps + taught)
+        return Update(State(states, client.state.values), None, model, loss, steps + taught.steps)
 
     def taught(self, teacher: nn.Module, client: Client):
         """sum_o share_o L_o + lambda_o D_o."""

@@ -172,12 +172,29 @@ def test_without_the_teacher_stage_2_is_plain_fine_tuning(laboratory, client_of)
         assert same(finished.part("stage1"), seen.state.part("model"))
 
 
-def test_the_teacher_is_the_fine_tuned_model_of_the_server(laboratory, client_of):
-    tap, tuned = (laboratory(name, "several").play(until=(0, 1)) for name in ("tap", "fedavg_ft"))
+def test_with_everything_replaced_at_last_and_no_distillation_it_is_the_teacher_fedavg_and_fine_tuning(tap, played):
+    always = tap("margin=always", "last_replacement=true", "distillation.epochs=0")
     for client in range(3):
-        teacher, *_ = tap.site.method.tuned(client_of(tap, client))
-        other = tuned.site.method.finish(client_of(tuned, client)).state
-        assert same(tap.site.method.setting.state(teacher, client), other.part("model"))
+        assert same(personal(always, client, "model"), played("fedavg_ft", "several").client(client).part("model"))
+
+
+def test_the_last_replacement_is_the_comparison_of_stage_1(laboratory, client_of):
+    sets = ["methods.tap.last_replacement=true", "methods.tap.distillation.epochs=0"]
+    lab = laboratory("tap", "several", sets=sets).play(until=(0, 1))
+    method, taken, left = lab.site.method, 0, 0
+    for client in range(3):
+        seen = client_of(lab, client)
+        finished, before = method.finish(seen).state.part("model"), seen.state.part("model")
+        teacher = method.begin(seen)
+        _, losses = method.learn(teacher, seen, method.last_train(method.params.tuning_epochs))
+        better = [task for task, loss in losses.items() if loss < seen.state.values["losses"][task]]
+        used = {name for task in better for name in of(before, used_by(teacher.known[task]))}
+        theirs = method.setting.state(teacher, client)
+        for name in before:
+            assert torch.equal(finished[name], theirs[name] if name in used else before[name])
+        taken, left = taken + len(used), left + len(before.keys() - used)
+    assert taken
+    assert left
 
 
 def test_a_heavy_teacher_draws_the_personal_model_to_its_answers(laboratory, client_of):
