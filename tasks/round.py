@@ -63,13 +63,14 @@ def sample_clients(run: Run, moment: Moment) -> list[int]:
 def train_all(run: Run, moment: Moment, assignments: Sequence[Assignment], last: bool) -> list[Trained]:
     """Client training in cohorts; a client that fails is tried again alone, then left out of the round."""
     futures = [
-        train_clients.submit(run.workers, moment, cohort, last, who(cohort)) for cohort in cohorts(run, assignments)
+        train_clients.submit(run.workers, moment, cohort, last, who(cohort), run.limit)
+        for cohort in cohorts(run, assignments)
     ]
     results = {each.client: each for future in futures for each in future.result()}
     for attempt in range(run.experiment.run.retries):
         failed = [each for each in assignments if results[each.client].error]
         futures = [
-            train_clients.submit(run.workers, moment, [each], last, f"{who([each])} (attempt {attempt + 2})")
+            train_clients.submit(run.workers, moment, [each], last, f"{who([each])} (attempt {attempt + 2})", run.limit)
             for each in failed
         ]
         results |= {each.client: each for future in futures for each in future.result()}
