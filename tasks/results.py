@@ -110,7 +110,8 @@ def write_results(run: Run) -> Path:
 def write_tables(run: Run, folder: Path) -> None:
     """Tables, metrics and figures."""
     matrix = frame(run.folder.records("accuracy"), MATRIX, ["model", "trained", "tested", "client"])
-    rounds = frame(run.folder.records("round"), ROUNDS, ["experience", "round", "client"])
+    columns = ROUNDS | ({"fault": str} if run.experiment.faults else {})
+    rounds = frame(run.folder.records("round"), columns, ["experience", "round", "client"])
     matrix.to_parquet(folder / "accuracy_matrix.parquet", index=False)
     rounds.to_parquet(folder / "rounds.parquet", index=False)
     main = main_kind(run)

@@ -138,7 +138,7 @@ class Store:
         return self._try(lambda: self.fs.size(f"{self.path}/{ref.name}"))
 
     def intact(self, ref: Ref) -> bool:
-        """Whether the file is there and whole, by its bytes; in an object store, which never has half a file, by size."""
+        """Whether the file is there and whole, by its bytes; in an object store, which has no half files, by size."""
         try:
             if not self.local:
                 return self.size(ref) == ref.size

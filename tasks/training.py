@@ -52,6 +52,8 @@ class Trained:
     tables: dict[str, list[Mapping[str, Any]]] = field(default_factory=dict)  # what the client decided, `Update.tables`
     error: str = ""
     trace: str = ""
+    fault: str = ""  # what was simulated: drop, slow or late
+    excluded: str = ""  # why it is left out in the simulation, although nothing failed
 
 
 def train(
