@@ -94,6 +94,7 @@ def finish_clients(run: Run) -> None:
                 run.note(f"client {done.client} failed in its last step: {done.error}\n{done.trace}")
             else:
                 run.progress.clients[done.client] = done.state
+                run.written.add(done.state)
             run.progress.finished.append(done.client)
             verdict = Verdict(done.client, None, done.samples, admitted=not done.error, reason=done.error)
             run.folder.record("round", [round_row(moment, done, verdict)])

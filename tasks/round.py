@@ -169,6 +169,7 @@ def record_round(
             run.progress.clients[each.client] = each.state
         elif verdict.admitted:  # the method keeps nothing, or nothing any more
             run.progress.clients.pop(each.client, None)
+    run.written.update(each.state for each in trained if each.state)
     run.folder.record("round", rows)
     run.folder.record("accuracy", [row for each in trained for row in each.accuracies])
     run.folder.record("curve", [row for each in trained for row in each.curves])

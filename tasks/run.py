@@ -27,6 +27,7 @@ from .foundation import build as build_foundation
 from .limit import TimeLimit
 from .patience import space_for
 from .site import Place, Site, resolve_device, site
+from .store import Ref
 from .workers import Workers
 
 if TYPE_CHECKING:
@@ -83,7 +84,9 @@ class Run:
         with ExitStack() as opening:
             self.folder = opening.enter_context(folder)
             progress = self.folder.open(self.resume, self.basis(), self._damaged)
-            self._durable = progress.states if progress else set()
+            # Clients' states written since the last checkpoint. Also those that do not count, or that are equal to what
+            # a client has: its file on the disk was replaced.
+            self.written: set[Ref] = set()
             if progress is None:
                 self.site.store.clear()
                 progress = Progress(Moment(0, 0), self.site.write(method.start()))
@@ -150,7 +153,7 @@ class Run:
         store.keep_only("uploads", ())
         store.keep_only("broadcasts", ())
         store.keep_only("works", ())
-        store.keep_only("states", self._durable)
+        store.keep_only("states", self.progress.states)
         experience, number = next
         rounds = self.site.rounds_in(min(experience, self.site.stream.experiences - 1))
         what = f"experience {experience}, " + (f"round {number}" if number < rounds else "evaluation")
@@ -159,10 +162,9 @@ class Run:
 
     def save(self) -> None:
         """A checkpoint; before it counts, its states and the journal are where a power cut does not reach them."""
-        states = self.progress.states
-        self.site.store.sync(states - self._durable)
+        self.site.store.sync({self.progress.server, *self.written})
         self.folder.save(self.progress)
-        self._durable = states
+        self.written.clear()
 
     def observe(self, seconds_per_sample: Sequence[float]) -> None:
         """Learns from the last round how long clients take."""

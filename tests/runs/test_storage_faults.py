@@ -223,33 +223,41 @@ def test_where_that_is_wanted_a_damaged_run_starts_over(interrupted, play_run):
 
 
 def test_a_checkpoint_counts_after_all_it_refers_to_is_on_the_disk(play_run, monkeypatch):
-    """What the system was asked to write, in order: every state, the journal, the new checkpoint; then the rename."""
+    """What the system was asked to write, in order: every state, the journal, the new checkpoint; then the rename.
+
+    Teachers are written again each round as they were, also by who is late: a new file in the place of the old one.
+    """
     import tasks.files
 
-    synced, fsync, replace = [], os.fsync, os.replace
-
-    def note(descriptor):
-        fsync(descriptor)
-        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
-
-    def renamed(old, new):
-        replace(old, new)
-        if str(new).endswith("checkpoint.json"):
-            assert synced[-1] == str(old), "the new checkpoint itself comes last"
-            progress = json.loads(Path(new).read_text())["progress"]
-            referred = {digest for _, digest, _ in [progress["server"], *progress["clients"].values()]}
-            done = {Path(path).stem for path in synced}
-            assert referred <= done
-            assert "journal" in {Path(path).stem for path in synced[-2:-1]}
-            checked.append(len(referred))
-
-    checked: list[int] = []
     if not Path("/proc/self/fd").exists():
         pytest.skip("no /proc here to see which file a descriptor is of")
-    monkeypatch.setattr(os, "fsync", note)
-    monkeypatch.setattr(tasks.files.os, "replace", renamed)
-    run = play_run("scaffold", "train.rounds=1", workers=1)
-    assert max(checked) == 4 and len(checked) == 1 + 2 * 3
+    written, synced, checkpoints = set(), [], []
+    fsync, replace = os.fsync, os.replace
+
+    def noted_fsync(descriptor):
+        fsync(descriptor)
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        written.discard(synced[-1])
+
+    def noted_replace(old, new):
+        replace(old, new)
+        if Path(new).name != "checkpoint.json":
+            written.add(str(new))
+            return
+        progress, store = json.loads(Path(new).read_text())["progress"], Path(new).parent / "store"
+        states = {f"{store}/{kind}/{name}.safetensors" for kind, name, _ in [progress["server"], *clients(progress)]}
+        assert states <= set(synced) and not states & written
+        assert synced[-2:] == [f"{Path(new).parent}/journal.jsonl", str(old)]
+        checkpoints.append(len(states))
+
+    def clients(progress):
+        return progress["clients"].values()
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(tasks.files.os, "replace", noted_replace)
+    run = play_run("fedlwf", "faults.deadline=1", workers=1)
+    assert (run.rounds.fault == "late").any()
+    assert len(checkpoints) == 1 + 3 * 3 and max(checkpoints) > 1
     assert str(run.out.parent) in synced and any(path.endswith("run.json") for path in synced), "so are the results"
 
 
