@@ -6,7 +6,7 @@ round; journal lines that it does not count yet, a torn last line among them, ar
 fusion of several jobs there is also `jobs.jsonl`, the jobs that are done (`jobs.py`). No generator state is kept: every
 random draw is derived by name from the experiment seed.
 
-A power cut loses what is only in memory: states, journal and checkpoint are on the disk (fsync), in this order, before
+A power cut loses what is only in memory: states, journal and checkpoint are on the disk (fsync) before
 a checkpoint counts. What is damaged all the same, on a disk that lies, is found when the run is resumed.
 """
 
@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -149,7 +149,7 @@ class RunFolder:
             self._try(lambda: self.path.mkdir(parents=True, exist_ok=True))
         self._journal = self._open_journal()
         self._journal.truncate(progress.journal if progress else 0)
-        self._try(lambda: sync(self.path.parent))
+        sync([self.path.parent])
         self.jobs.load()
         return progress
 
@@ -183,20 +183,21 @@ class RunFolder:
         while left:  # a nearly full disk takes a part
             left = left[self._try(lambda left=left: self._journal.write(left)) :]
 
-    def save(self, progress: Progress) -> None:
+    def save(self, progress: Progress, states: Sequence[Path] = ()) -> None:
         """Makes `progress`, and the journal so far, what a resumed run starts from, also after a power cut.
 
-        The states that it refers to must be durable before (`Store.sync`).
+        Args:
+            states: the files (and their folders) that `progress` refers to and that are not on the disk yet for sure.
         """
+        journal = self.path / "journal.jsonl"
         progress.journal = os.fstat(self._journal.fileno()).st_size
-        patiently(lambda: os.fsync(self._journal.fileno()), str(self.path), 0)  # see `Store.sync`
         about = {
             "digest": self.experiment.digest,
             "basis": self.basis,
             "experiment": self.experiment.identity(),
             "progress": progress.to_json(),
         }
-        self._try(lambda: write_json(self.checkpoint, about, durable=True))
+        self._try(lambda: write_json(self.checkpoint, about, after=[*states, journal]))
         self.jobs.clear()
 
     def records(self, kind: str) -> list[dict[str, Any]]:

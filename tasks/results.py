@@ -219,7 +219,7 @@ def publish(run: Run, folder: Path, description: dict[str, Any]) -> None:
     if run.out.exists():
         run.out.rename(old)
     folder.rename(run.out)
-    sync(run.out.parent)
+    sync([run.out.parent])
     shutil.rmtree(old, ignore_errors=True)
 
 

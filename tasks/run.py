@@ -162,8 +162,7 @@ class Run:
 
     def save(self) -> None:
         """A checkpoint; before it counts, its states and the journal are where a power cut does not reach them."""
-        self.site.store.sync({self.progress.server, *self.written})
-        self.folder.save(self.progress)
+        self.folder.save(self.progress, self.site.store.paths({self.progress.server, *self.written}))
         self.written.clear()
 
     def observe(self, seconds_per_sample: Sequence[float]) -> None:

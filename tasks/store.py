@@ -24,7 +24,7 @@ from torch import Tensor
 
 from errors import InputError
 
-from .files import sync, write_whole
+from .files import write_whole
 from .patience import patiently
 
 Result = TypeVar("Result")
@@ -146,15 +146,10 @@ class Store:
         except (FileNotFoundError, DamagedFile):
             return False
 
-    def sync(self, refs: Iterable[Ref]) -> None:
-        """Returns when the files would survive a power cut; an object store has kept them when it took them.
-
-        Not tried again: after a failed fsync the next one may succeed without the bytes.
-        """
-        paths = [Path(self.path, ref.name) for ref in refs] if self.local else []
-        folders = {folder for path in paths for folder in (path.parent, path.parent.parent)}
-        for path in (*paths, *folders):
-            patiently(lambda path=path: sync(path), self.url, 0)
+    def paths(self, refs: Iterable[Ref]) -> list[Path]:
+        """Files and folders to sync, so that `refs` survive a power cut; an object store has kept them: none."""
+        files = [Path(self.path, ref.name) for ref in refs] if self.local else []
+        return [*files, *{folder for file in files for folder in (file.parent, file.parent.parent)}]
 
     def get(self, ref: Ref, remember: bool = False) -> Content:
         """The decoded content, its digest verified. With `remember`, this process keeps it for the next reader."""
