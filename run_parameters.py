@@ -46,5 +46,5 @@ class RunParameters(Section):
     def _needs_processes(cls, value: float | None, info: ValidationInfo) -> float | None:
         runner = info.data.get("runner", "processes")  # absent: what was given is wrong and said already
         if value is not None and runner != "processes":
-            raise ValueError(f"must be null with runner {runner}: only a worker process can be ended, runner processes")
+            raise ValueError(f"must be null with runner {runner}: only a process can be ended, choose runner processes")
         return value
