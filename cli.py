@@ -14,6 +14,7 @@ from rich.console import Console
 
 from errors import InputError
 from flows import settings
+from flows.server import leave
 from tasks import interruption
 
 settings.apply()
@@ -224,10 +225,12 @@ def main() -> None:
                 sys.exit(2)
             fail(2, error.format_message())
         fail(1, f"{type(error).__name__}: {error}")
+    leave(0)
 
 
 def fail(status: int, message: str) -> None:
     Console(stderr=True).print("error: " + " ".join(message.split()), markup=False, highlight=False, soft_wrap=True)
+    leave(status)
     sys.exit(status)
 
 

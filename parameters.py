@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict
 import methods
 import models
 from errors import InputError, nearest
+from fault_parameters import FaultParameters
 from methods.devices import DeviceParameters
 from methods.training import TrainParameters
 from models.foundation import FoundationParameters
@@ -42,6 +43,7 @@ class Experiment(BaseModel):
     train: TrainParameters
     foundation: FoundationParameters | None = None  # where the method works with one
     devices: DeviceParameters | None = None  # where the method has a cost model
+    faults: FaultParameters | None = None  # where any are simulated
     seed: int
     run: RunParameters
 
@@ -56,7 +58,7 @@ class Experiment(BaseModel):
 
     def identity(self) -> dict[str, Any]:
         """All that determines the result, with defaults filled in."""
-        without = {name for name in ("foundation", "devices") if getattr(self, name) is None}
+        without = {name for name in ("foundation", "devices", "faults") if getattr(self, name) is None}
         return self.model_dump(mode="json", exclude={"run", *without})
 
     @property
@@ -75,7 +77,7 @@ def project_root(start: Path | None = None) -> Path:
 
 
 # Sections that a stream may override, and their keys that are sections themselves.
-DEEPER = {"model": (), "train": ("augmentation",), "foundation": ("network", "pretraining")}
+DEEPER = {"model": (), "train": ("augmentation",), "foundation": ("network", "pretraining"), "faults": ()}
 
 
 def read(root: Path, sets: Sequence[str] = ()) -> dict[str, Any]:
@@ -88,7 +90,7 @@ def read(root: Path, sets: Sequence[str] = ()) -> dict[str, Any]:
         where = f", line {mark.line + 1}" if mark else ""
         raise InputError(f"{path.name}{where}: not valid YAML ({getattr(error, 'problem', error)})") from error
     sections = ("streams", "model", "train", "methods", "run")
-    optional = ("models", "foundation", "devices")
+    optional = ("models", "foundation", "devices", "faults")
     several, *others = (params.pop(name, None) if isinstance(params, dict) else None for name in optional)
     found = ", ".join(map(str, params)) if isinstance(params, dict) else repr(params)
     if not isinstance(params, dict) or set(params) != set(sections):
@@ -119,7 +121,7 @@ def read(root: Path, sets: Sequence[str] = ()) -> dict[str, Any]:
             touched.add((key[0], key[1]))
         if len(key) > 2 and key[0] in DEEPER and key[1] not in DEEPER[key[0]]:
             raise InputError(f"no key '{'.'.join(key)}': '{key[1]}' has no keys below it")
-        # Sets of `model`, `train` and `foundation` come after the stream's own, so here they are only checked.
+        # Sets of these sections come after the stream's own, so here they are only checked.
         _put(copy.deepcopy(params) if key[0] in DEEPER else params, key, value)
     for kind, name in sorted(touched):  # also of streams and methods that are not run: nobody sets a key in vain
         if kind == "streams":
@@ -189,6 +191,8 @@ def experiment(
     wanted = needed or _chosen("foundation", sets)  # a key that is set is checked, needed or not
     founded = foundation_parameters(params, stream, sets) if wanted else None
     devices = checked(DeviceParameters, params["devices"], "devices")
+    own_faults = section(own, "faults", f"streams.{stream}.")
+    faults = checked(FaultParameters, params["faults"] | own_faults | _chosen("faults", sets), "faults")
     given = {**params["run"], **{key: value for key, value in run.items() if value is not None}}
     result = Experiment(
         method=method,
@@ -199,6 +203,7 @@ def experiment(
         train=checked(TrainParameters, train, "train"),
         foundation=founded if needed else None,
         devices=devices if kind.needs_devices else None,
+        faults=faults if faults.active else None,
         seed=seed,
         run=checked(RunParameters, given, "run"),
     )

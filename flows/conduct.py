@@ -22,7 +22,7 @@ from tasks.run import Run, check_out, finished_results, run_folder
 from tasks.tracking import Tracker
 from validation import checked
 
-from .server import prefect_server
+from .server import outlast, prefect_server
 from .settings import importing
 
 
@@ -51,6 +51,8 @@ def play(run: Run, tracker: Tracker | None = None) -> dict[str, float]:
             tracker.follow(run.folder.path, run.root, tracking_description(run))
         try:
             with importing():
+                from httpx import HTTPError
+                from prefect.exceptions import ObjectNotFound
                 from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
                 from prefect.task_runners import ThreadPoolTaskRunner
 
@@ -65,7 +67,12 @@ def play(run: Run, tracker: Tracker | None = None) -> dict[str, float]:
                 now[PREFECT_API_URL] = os.environ["PREFECT_API_URL"]
             with temporary_settings(now):
                 runner = ThreadPoolTaskRunner(max_workers=run.workers.count)
-                experiment.with_options(task_runner=runner)(run.experiment.title, run.experiment.identity(), run)
+                try:
+                    experiment.with_options(task_runner=runner)(run.experiment.title, run.experiment.identity(), run)
+                except (HTTPError, ObjectNotFound) as error:  # gone, or back without its records
+                    if not run.flow_runs:
+                        raise
+                    run.notes.append(outlast(error, finished=run.steps_done == run.steps))
             folder = write_results(run)
             metrics = read_json(folder / "metrics.json")
             description = describe(run)

@@ -111,6 +111,41 @@ def deliver() -> None:
         APILogWorker.drain_all(timeout=10)
 
 
+class ServerLost(RuntimeError):
+    """The Prefect server went away in the middle of a run, which can be resumed."""
+
+
+_abandoned = False
+
+
+def outlast(error: Exception, finished: bool) -> str:
+    """What to note of a Prefect server that went away while a run played, and did not come back.
+
+    Args:
+        finished: all rounds and evaluations are done; the results do not need the server.
+    Raises:
+        ServerLost: not all of them are.
+    """
+    global _abandoned
+    _abandoned = True
+    what = f"the Prefect server at {os.environ.get('PREFECT_API_URL', 'its address')} went away"
+    why = " ".join(f"{type(error).__name__}: {error}".split())
+    if not finished:
+        raise ServerLost(f"{what} ({why}); start it again and go on with --resume") from error
+    return f"{what} and does not show how this run ended ({why})"
+
+
+def leave(status: int) -> None:
+    """Ends this process at once where a server was abandoned.
+
+    At its exit Prefect would try for eight seconds to send each of hundreds of events to a server that is gone.
+    """
+    if _abandoned:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
 @contextmanager
 def prefect_server():
     """Uses the Prefect server that is configured, or a temporary one; yields a function that waits until it answers."""
@@ -124,7 +159,8 @@ def prefect_server():
     finally:
         del os.environ["PREFECT_API_URL"]
         try:
-            deliver()
+            if not _abandoned:
+                deliver()
         finally:
             server.stop()
 

@@ -7,6 +7,7 @@ the environment wins.
 from __future__ import annotations
 
 import gc
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ def apply() -> None:
     """Puts the defaults into the environment, also for the processes that are started from here."""
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
+    logging.raiseExceptions = False  # what a server that is away does not take is nothing for the terminal
 
 
 @contextmanager

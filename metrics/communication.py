@@ -9,13 +9,17 @@ import pandas as pd
 
 from metrics.accuracy import average_accuracy
 
+FAULTS = ("drop", "slow", "late")
+LEFT_OUT = ("drop", "late")  # not admitted, but nothing was wrong with an upload
+
 
 def costs(rounds: pd.DataFrame) -> dict[str, float]:
     """The run's sums over clients and rounds, all >= 0: bytes each way, samples, optimizer steps, refused uploads.
 
     `client_seconds` is the work of all clients; `simulated_seconds = sum_rounds max_clients seconds` is how long they
     would take side by side, each round as long as its slowest client. [field] `simulated_time` is the same over the
-    devices and costs that a method assumes (`simulated`, see `metrics.time`), where it has a cost model.
+    devices and costs that a method assumes (`simulated`, see `metrics.time`), where it has a cost model. Where faults
+    are simulated there are the shares of what befell clients, over clients and rounds.
     """
     sums = {name: int(rounds[name].sum()) for name in ("bytes_up", "bytes_down", "samples", "steps")}
     slowest = rounds.groupby(["experience", "round"])["seconds"].max()
@@ -25,6 +29,9 @@ def costs(rounds: pd.DataFrame) -> dict[str, float]:
         "simulated_seconds": fsum(slowest),
         "refused": int((~rounds["admitted"].astype(bool)).sum()),
     }
+    if "fault" in rounds:
+        found["refused"] -= int(rounds["fault"].isin(LEFT_OUT).sum())
+        found |= {f"{name}_share": float((rounds["fault"] == name).mean()) for name in FAULTS}
     if has_simulated_time(rounds):
         found["simulated_time"] = fsum(rounds.groupby(["experience", "round"])["simulated"].max())
     return found

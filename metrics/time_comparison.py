@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -83,6 +84,8 @@ def _course(folder: Path) -> pd.DataFrame | None:
         return None
     course, rounds = (pd.read_parquet(folder / f"{name}.parquet") for name in ("course", "rounds"))
     played, measured = ({*zip(each["experience"], each["round"], strict=True)} for each in (rounds, course))
+    if "fault" in rounds and "devices" not in json.loads((folder / "run.json").read_text())["experiment"]:
+        return None  # without a cost model the time of simulated faults is in samples
     return course_over_time(course, rounds) if has_simulated_time(rounds) and played <= measured else None
 
 

@@ -5,6 +5,9 @@ A run's folder holds `checkpoint.json` (where the run is and the references to e
 round; journal lines that it does not count yet, a torn last line among them, are cut off on resume. In the middle of a
 fusion of several jobs there is also `jobs.jsonl`, the jobs that are done (`jobs.py`). No generator state is kept: every
 random draw is derived by name from the experiment seed.
+
+A power cut loses what is only in memory: states, journal and checkpoint are on the disk (fsync) before
+a checkpoint counts. What is damaged all the same, on a disk that lies, is found when the run is resumed.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,8 +27,9 @@ from errors import InputError
 from methods import Moment
 from parameters import Experiment
 
-from .files import write_json
+from .files import sync, write_json
 from .jobs import JobLog
+from .patience import patiently
 from .store import Ref
 
 TABLE = "table:"  # before the name of a table in a record's kind
@@ -41,6 +45,11 @@ class Progress:
     evaluated: bool = False  # the untrained model was measured
     journal: int = 0  # bytes of the journal that belong to this progress
     finished: list[int] = field(default_factory=list)  # clients that have taken their last step
+
+    @property
+    def states(self) -> set[Ref]:
+        """All states that a run needs to go on from here."""
+        return {self.server, *self.clients.values()}
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"next": list(self.next), "server": list(self.server)}
@@ -75,6 +84,9 @@ class RunFolder:
             self._journal.close()
         self._lock.release()
 
+    def _try(self, attempt: Callable[[], Any]) -> Any:
+        return patiently(attempt, str(self.path), self.experiment.run.store_patience)
+
     @property
     def checkpoint(self) -> Path:
         return self.path / "checkpoint.json"
@@ -83,37 +95,49 @@ class RunFolder:
         """The progress of an interrupted run of this experiment, or None: start from the beginning.
 
         Raises:
-            InputError: `resume`, but the interrupted run has other parameters.
+            InputError: `resume`, but the interrupted run has other parameters, or its checkpoint cannot be read.
         """
         if not resume or not self.checkpoint.exists():
             return None
-        saved = json.loads(self.checkpoint.read_text())
-        if saved["digest"] == self.experiment.digest:
-            return Progress.from_json(saved["progress"])
-        if self.experiment.run.resume_mismatch == "restart":
+        restart = self.experiment.run.resume_mismatch == "restart"
+        try:
+            saved = json.loads(self.checkpoint.read_text())
+            progress = Progress.from_json(saved["progress"])
+            digest, experiment, _ = saved["digest"], saved["experiment"], saved["basis"]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            if restart:
+                return None
+            raise InputError(
+                f"--resume: {self.checkpoint} is damaged: expected the JSON that a run writes after each round; "
+                "run without --resume to start over"
+            ) from None
+        if digest == self.experiment.digest:
+            return progress
+        if restart:
             return None
-        changed = ", ".join(differences(saved["experiment"], self.experiment.identity()))
+        changed = ", ".join(differences(experiment, self.experiment.identity()))
         raise InputError(
             f"--resume: the interrupted run in {self.path} has other parameters ({changed}); repeat them to resume it, "
             "or run without --resume to start over"
         )
 
-    def open(self, resume: bool, basis: dict[str, str]) -> Progress | None:
+    def open(
+        self, resume: bool, basis: dict[str, str], damaged: Callable[[Progress], list[str]] = lambda progress: []
+    ) -> Progress | None:
         """Opens the journal where the progress that `check` found stands, with the jobs done since, or an empty folder.
 
         Args:
             basis: digests of what the result depends on besides the parameters: stream, code, lock.
+            damaged: names the states of a progress that are missing or not whole.
         Raises:
-            InputError: `resume`, but the interrupted run stood on another basis, or its journal is damaged.
+            InputError: `resume`, but the interrupted run stood on another basis, or its journal or states are damaged.
         """
         self.basis = basis
         progress = self.check(resume)
         if progress:
             before = json.loads(self.checkpoint.read_text())["basis"]
             changed = [name for name, digest in basis.items() if before[name] != digest]
-            journal = self.path / "journal.jsonl"
-            if not journal.exists() or journal.stat().st_size < progress.journal:
-                changed.append("journal (it is shorter than the checkpoint says)")
+            changed += [*self._journal_damage(progress), *damaged(progress)]
             if changed and self.experiment.run.resume_mismatch == "refuse":
                 raise InputError(
                     f"--resume: since the run in {self.path} was interrupted, this has changed: {', '.join(changed)}; "
@@ -122,11 +146,29 @@ class RunFolder:
             progress = None if changed else progress
         if progress is None:
             shutil.rmtree(self.path, ignore_errors=True)
-            self.path.mkdir(parents=True)
-        self._journal = open(self.path / "journal.jsonl", "ab")  # noqa: SIM115 - closed by __exit__
+            self._try(lambda: self.path.mkdir(parents=True, exist_ok=True))
+        self._journal = self._open_journal()
         self._journal.truncate(progress.journal if progress else 0)
+        sync([self.path.parent])
         self.jobs.load()
         return progress
+
+    def _open_journal(self) -> Any:
+        """Unbuffered: what a full disk did not take must not come up again when the file is closed."""
+        return self._try(lambda: open(self.path / "journal.jsonl", "ab", buffering=0))
+
+    def _journal_damage(self, progress: Progress) -> list[str]:
+        """What is wrong with the part of the journal that `progress` counts, in words."""
+        journal = self.path / "journal.jsonl"
+        data = journal.read_bytes()[: progress.journal] if journal.exists() else b""
+        if len(data) < progress.journal:
+            return ["journal (it is shorter than the checkpoint says)"]
+        try:
+            for line in data.splitlines():
+                json.loads(line)
+        except ValueError:
+            return ["journal (a line of it is no JSON)"]
+        return []
 
     def record(self, kind: str, rows: Iterable[dict[str, Any]]) -> None:
         """Appends records to the journal, with the time in ms since 1970; they count once a checkpoint follows.
@@ -137,21 +179,25 @@ class RunFolder:
         about = {"kind": kind, "time": int(time.time() * 1000)}
         table = kind.startswith(TABLE)
         lines = [json.dumps(about | ({"row": row} if table else row)) + "\n" for row in rows]
-        self._journal.write("".join(lines).encode())
-        self._journal.flush()
+        left = memoryview("".join(lines).encode())
+        while left:  # a nearly full disk takes a part
+            left = left[self._try(lambda left=left: self._journal.write(left)) :]
 
-    def save(self, progress: Progress) -> None:
-        """Makes `progress`, and the journal so far, what a resumed run starts from."""
+    def save(self, progress: Progress, states: Sequence[Path] = ()) -> None:
+        """Makes `progress`, and the journal so far, what a resumed run starts from, also after a power cut.
+
+        Args:
+            states: the files (and their folders) that `progress` refers to and that are not on the disk yet for sure.
+        """
+        journal = self.path / "journal.jsonl"
         progress.journal = os.fstat(self._journal.fileno()).st_size
-        write_json(
-            self.checkpoint,
-            {
-                "digest": self.experiment.digest,
-                "basis": self.basis,
-                "experiment": self.experiment.identity(),
-                "progress": progress.to_json(),
-            },
-        )
+        about = {
+            "digest": self.experiment.digest,
+            "basis": self.basis,
+            "experiment": self.experiment.identity(),
+            "progress": progress.to_json(),
+        }
+        self._try(lambda: write_json(self.checkpoint, about, after=[*states, journal]))
         self.jobs.clear()
 
     def records(self, kind: str) -> list[dict[str, Any]]:
@@ -175,7 +221,7 @@ class RunFolder:
         """Removes what is left of a run that is over, where anything is."""
         if self.path.exists():
             with self:
-                self._journal = open(self.path / "journal.jsonl", "ab")  # noqa: SIM115 - closed by `remove`
+                self._journal = self._open_journal()
                 self.remove()
 
     def remove(self) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 import traceback
+from collections.abc import Sequence
+from contextlib import nullcontext
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -11,12 +13,14 @@ from prefect.futures import as_completed
 
 from methods import Moment
 
+from .limit import TimeLimit, Watch
+from .patience import StoreFailed
 from .round import round_row
 from .run import Run
 from .site import Site
-from .training import Assignment, Trained, client_of
+from .training import Assignment, Trained, client_of, computed
 from .upload import Verdict, open_round
-from .workers import WorkerDied, Workers
+from .workers import Workers
 
 
 def finish_one(site: Site, assignment: Assignment) -> Trained:
@@ -28,6 +32,8 @@ def finish_one(site: Site, assignment: Assignment) -> Trained:
         client = client_of(site, Moment(own, site.experiment.train.rounds), assignment)
         update = site.method.finish(client)
         state = site.write(update.state)
+    except StoreFailed:
+        raise
     except Exception as error:  # this client's failure, reported with its trace
         reason = f"{type(error).__name__}: {error}"
         return Trained(number, assignment.broadcast, error=reason, trace=traceback.format_exc())
@@ -44,13 +50,20 @@ def finish_one(site: Site, assignment: Assignment) -> Trained:
     )
 
 
+def finish_all(site: Site, assignments: Sequence[Assignment], watch: Watch | None = None) -> list[Trained]:
+    """The last step of clients; one that hangs ends the process."""
+    finished = []
+    for assignment in assignments:
+        with watch.over(assignment.client) if watch else nullcontext():
+            finished.append(finish_one(site, assignment))
+    return finished
+
+
 @task(name="finish", task_run_name="finish client {assignment.client}", cache_policy=NO_CACHE, log_prints=False)
-def finish_client(workers: Workers, assignment: Assignment) -> Trained:
+def finish_client(workers: Workers, assignment: Assignment, limit: TimeLimit | None) -> Trained:
     """Prefect task: the last step of one client."""
-    try:
-        return workers.call(finish_one, assignment)
-    except WorkerDied as error:
-        return Trained(assignment.client, assignment.broadcast, error=str(error))
+    (finished,) = computed(workers, limit, [assignment], finish_all)
+    return finished
 
 
 def finish_clients(run: Run) -> None:
@@ -70,7 +83,7 @@ def finish_clients(run: Run) -> None:
     assignments = [Assignment(each, opening.broadcasts[each], run.progress.clients.get(each)) for each in left]
     for attempt in range(run.experiment.run.retries + 1):
         final = attempt == run.experiment.run.retries
-        futures = [finish_client.submit(run.workers, each) for each in assignments]
+        futures = [finish_client.submit(run.workers, each, run.limit) for each in assignments]
         failed = set()
         for future in as_completed(futures):
             done = future.result()
@@ -81,11 +94,12 @@ def finish_clients(run: Run) -> None:
                 run.note(f"client {done.client} failed in its last step: {done.error}\n{done.trace}")
             else:
                 run.progress.clients[done.client] = done.state
+                run.written.add(done.state)
             run.progress.finished.append(done.client)
             verdict = Verdict(done.client, None, done.samples, admitted=not done.error, reason=done.error)
             run.folder.record("round", [round_row(moment, done, verdict)])
             run.record_tables(moment, done)
-            run.folder.save(run.progress)
+            run.save()
         assignments = [each for each in assignments if each.client in failed]
         if not assignments:
             return

@@ -19,6 +19,7 @@ from errors import InputError
 from methods import Moment, State
 
 from .jobs import job_key
+from .patience import StoreFailed
 from .run import Run
 from .site import Site
 from .store import DamagedFile, Ref
@@ -107,7 +108,7 @@ class Job:
     def __init__(self, run: Run, what: str, moment: Moment, function: Callable[..., Ref], *arguments, key: str = ""):
         self.run, self.what, self.moment, self.key = run, what, moment, key
         self.function, self.arguments = function, arguments
-        self.tries = 0
+        self.tries, self.hopeless = 0, False
         self.failures: list[str] = []  # the traces of the tries that failed
 
     def attempt(self) -> Ref:
@@ -115,21 +116,26 @@ class Job:
         self.tries += 1
         try:
             state = self.run.workers.call(self.function, *self.arguments)
-        except Exception:
+            if self.key:  # here and not when all jobs are awaited: a kill in between must not cost this one
+                self.run.folder.jobs.add(self.key, state)
+            return state
+        except Exception as error:
+            self.hopeless = isinstance(error, StoreFailed)  # it has been tried again for long enough
             self.failures.append(traceback.format_exc())
             raise
-        if self.key:  # here and not when all jobs are awaited: a kill in between must not cost this one
-            self.run.folder.jobs.add(self.key, state)
-        return state
 
     def submit(self) -> None:
-        tries = fuse_uploads.with_options(retries=self.run.experiment.run.retries, retry_delay_seconds=0)
+        tries = fuse_uploads.with_options(
+            retries=self.run.experiment.run.retries,
+            retry_delay_seconds=0,
+            retry_condition_fn=lambda *_: not self.hopeless,
+        )
         self.future = tries.submit(self, self.moment)
 
     def wait(self) -> None:
         """Blocks until the job is done or has failed for good; what failed on the way is noted."""
         self.future.wait()
-        if self.failures:
+        if self.failures and not self.hopeless:
             self.run.note(f"{self}\n{''.join(self.failures)}")
 
     def __str__(self) -> str:
@@ -141,12 +147,12 @@ class Job:
 
         Raises:
             FusionFailed: no try succeeded.
-            InputError: something that the user can change stands in the way.
+            InputError, StoreFailed: something that the user can change stands in the way.
         """
         try:
             return self.future.result()
         except Exception as error:
-            if isinstance(error, InputError) or not self.failures:
+            if isinstance(error, InputError | StoreFailed) or not self.failures:
                 raise
             raise FusionFailed(
                 f"{self} ({type(error).__name__}: {error}); the round's other jobs are kept, "

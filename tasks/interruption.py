@@ -31,6 +31,11 @@ def _receive(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
+def received() -> bool:
+    """Whether a signal has arrived since `listen`: who waits for something gives up."""
+    return _received
+
+
 def heed() -> None:
     """Does nothing unless a signal has arrived since `listen`.
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from methods import Moment
 
+from .patience import space_for
 from .store import DamagedFile, Ref, Store
 
 if TYPE_CHECKING:  # it brings Prefect, which a run imports while its server starts
@@ -75,7 +76,7 @@ class JobLog:
 
     def add(self, key: str, part: Ref) -> None:
         """The job is done and its state is in the store."""
-        with self._lock, open(self.path, "ab") as file:
+        with self._lock, space_for(str(self.path.parent)), open(self.path, "ab") as file:
             file.write(json.dumps({key: part}).encode() + b"\n")
 
     def clear(self) -> None:

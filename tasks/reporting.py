@@ -129,7 +129,8 @@ class Report:
             for name in ("bytes_up", "bytes_down", "seconds"):
                 yield f"round/{name}", sum(row[name] for row in members), when, step
             yield "round/clients", len(members), when, step
-            yield "round/refused", sum(not row["admitted"] for row in members), when, step
+            refused = [row for row in members if not row["admitted"] and row.get("fault") not in ("drop", "late")]
+            yield "round/refused", len(refused), when, step
 
     def _accuracies(self, rows: list[dict[str, Any]]) -> Iterator[Point]:
         """Per experience."""

@@ -8,6 +8,8 @@ import shutil
 import subprocess
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,8 +24,9 @@ from metrics.retention import general_retention
 from metrics.summary import over_experiences, summarise
 from metrics.task_measures import task_measures
 
-from .files import file_digest, write_json
+from .files import file_digest, sync, sync_tree, write_json
 from .foundation import read
+from .patience import space_for
 from .run import Run
 from .saved import BACKBONE, content
 from .store import encode
@@ -72,15 +75,43 @@ def frame(rows: list[dict[str, Any]], columns: dict[str, type], order: list[str]
     return pd.DataFrame(rows, columns=list(columns)).astype(columns).sort_values(order, ignore_index=True)
 
 
+@contextmanager
+def whole_or_gone(folder: Path) -> Iterator[None]:
+    """Removes `folder`, the results on their way, where they cannot be written.
+
+    Raises:
+        StoreFailed: there is no space.
+    """
+    try:
+        with space_for(str(folder.parent)):
+            yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
 def write_results(run: Run) -> Path:
-    """Writes everything but run.json into a folder beside `run.out`; `publish` completes it and puts it in place."""
+    """Writes everything but run.json into a folder beside `run.out`; `publish` completes it and puts it in place.
+
+    Raises:
+        StoreFailed: there is no space; nothing is left, and a resumed run writes them again.
+    """
     for kind in ("tmp", "old"):  # left by a run that was killed here; this one holds the lock
         for left in run.out.parent.glob(f".{run.out.name}.*.{kind}"):
             shutil.rmtree(left)
     folder = run.out.parent / f".{run.out.name}.{uuid.uuid4().hex[:8]}.tmp"
-    folder.mkdir(parents=True)
+    with whole_or_gone(folder):
+        folder.mkdir(parents=True)
+        write_tables(run, folder)
+        write_models(run, folder / "models")
+    return folder
+
+
+def write_tables(run: Run, folder: Path) -> None:
+    """Tables, metrics and figures."""
     matrix = frame(run.folder.records("accuracy"), MATRIX, ["model", "trained", "tested", "client"])
-    rounds = frame(run.folder.records("round"), ROUNDS, ["experience", "round", "client"])
+    columns = ROUNDS | ({"fault": str} if run.experiment.faults else {})
+    rounds = frame(run.folder.records("round"), columns, ["experience", "round", "client"])
     matrix.to_parquet(folder / "accuracy_matrix.parquet", index=False)
     rounds.to_parquet(folder / "rounds.parquet", index=False)
     main = main_kind(run)
@@ -112,8 +143,6 @@ def write_results(run: Run) -> Path:
     if len(kinds) > 1:
         courses = {kind: [over_experiences(matrix, rounds, kind)] for kind in kinds}
         draw_comparison(courses, folder / "models.png", f"{run.experiment.title}: average accuracy so far")
-    write_models(run, folder / "models")
-    return folder
 
 
 def main_kind(run: Run) -> str:
@@ -176,12 +205,21 @@ def describe(run: Run) -> dict[str, Any]:
 
 
 def publish(run: Run, folder: Path, description: dict[str, Any]) -> None:
-    """Completes the results with run.json and moves them to `run.out`, replacing an earlier run of the experiment."""
-    write_json(folder / "run.json", description)
+    """Completes the results with run.json and moves them to `run.out`, replacing an earlier run of the experiment.
+
+    They would survive a power cut before the run's folder, from which they could be made again, goes.
+
+    Raises:
+        StoreFailed: there is no space; nothing of them is left.
+    """
+    with whole_or_gone(folder):
+        write_json(folder / "run.json", description)
+        sync_tree(folder)
     old = run.out.with_name(f".{run.out.name}.{uuid.uuid4().hex[:8]}.old")
     if run.out.exists():
         run.out.rename(old)
     folder.rename(run.out)
+    sync([run.out.parent])
     shutil.rmtree(old, ignore_errors=True)
 
 

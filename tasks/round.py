@@ -14,6 +14,7 @@ from randomness import generator
 from .evaluation import evaluate_course, evaluate_foundation, evaluate_models, units
 from .fusion import Job, finish, fuse_all, fuse_parts, join
 from .run import Run
+from .simulated_faults import answering, with_faults
 from .store import Ref
 from .training import Assignment, Trained, train_clients
 from .upload import Claim, Verdict, admit_uploads, open_round
@@ -34,7 +35,8 @@ def play_round(run: Run, moment: Moment) -> None:
     opening = run.workers.call(open_round, run.progress.server, clients, moment)
     kept = run.progress.clients
     assignments = [Assignment(client, opening.broadcasts[client], kept.get(client)) for client in clients]
-    trained = train_all(run, moment, assignments, last)
+    answers = train_all(run, moment, answering(run.experiment, assignments, moment), last)
+    trained = with_faults(run.experiment, assignments, answers, moment)
     verdicts = admit_all(run, moment, opening.server, trained)
     admitted = [verdict for verdict in verdicts if verdict.admitted]
     if clients and len(admitted) < min(run.experiment.run.min_clients, len(clients)):
@@ -63,13 +65,14 @@ def sample_clients(run: Run, moment: Moment) -> list[int]:
 def train_all(run: Run, moment: Moment, assignments: Sequence[Assignment], last: bool) -> list[Trained]:
     """Client training in cohorts; a client that fails is tried again alone, then left out of the round."""
     futures = [
-        train_clients.submit(run.workers, moment, cohort, last, who(cohort)) for cohort in cohorts(run, assignments)
+        train_clients.submit(run.workers, moment, cohort, last, who(cohort), run.limit)
+        for cohort in cohorts(run, assignments)
     ]
     results = {each.client: each for future in futures for each in future.result()}
     for attempt in range(run.experiment.run.retries):
         failed = [each for each in assignments if results[each.client].error]
         futures = [
-            train_clients.submit(run.workers, moment, [each], last, f"{who([each])} (attempt {attempt + 2})")
+            train_clients.submit(run.workers, moment, [each], last, f"{who([each])} (attempt {attempt + 2})", run.limit)
             for each in failed
         ]
         results |= {each.client: each for future in futures for each in future.result()}
@@ -112,18 +115,23 @@ def who(cohort: Sequence[Assignment]) -> str:
 
 
 def admit_all(run: Run, moment: Moment, server: Ref, trained: Sequence[Trained]) -> list[Verdict]:
-    """The server's verdict on every client of the round; a client that sends nothing by design is admitted."""
+    """The server's verdict on every client of the round; a client that sends nothing by design is admitted.
+
+    A simulated fault is no refusal: what is late is not looked at.
+    """
     claims = [
         Claim(each.client, each.upload, each.broadcast.digest if each.broadcast else None)
         for each in trained
-        if each.upload
+        if each.upload and not each.excluded
     ]
     verdicts = {}
     if claims:
         judged = admit_uploads.submit(run.workers, server, moment, claims).result()
         verdicts = {verdict.client: verdict for verdict in judged}
     for each in trained:
-        if each.error:
+        if each.excluded:
+            verdicts[each.client] = Verdict(each.client, None, 0, admitted=False, reason=each.excluded)
+        elif each.error:
             verdicts[each.client] = Verdict(each.client, None, 0, admitted=False, reason=f"failed: {each.error}")
         elif not each.upload:
             verdicts[each.client] = Verdict(each.client, None, each.samples, admitted=True)
@@ -161,6 +169,7 @@ def record_round(
             run.progress.clients[each.client] = each.state
         elif verdict.admitted:  # the method keeps nothing, or nothing any more
             run.progress.clients.pop(each.client, None)
+    run.written.update(each.state for each in trained if each.state)
     run.folder.record("round", rows)
     run.folder.record("accuracy", [row for each in trained for row in each.accuracies])
     run.folder.record("curve", [row for each in trained for row in each.curves])
@@ -184,6 +193,7 @@ def round_row(moment: Moment, each: Trained, verdict: Verdict) -> dict[str, Any]
         "simulated": each.time,
         "admitted": verdict.admitted,
         "reason": verdict.reason,
+        "fault": each.fault,
     }
 
 

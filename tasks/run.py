@@ -24,7 +24,10 @@ from .checkpoint import TABLE, Progress, RunFolder, differences
 from .files import file_digest
 from .foundation import Built
 from .foundation import build as build_foundation
+from .limit import TimeLimit
+from .patience import space_for
 from .site import Place, Site, resolve_device, site
+from .store import Ref
 from .workers import Workers
 
 if TYPE_CHECKING:
@@ -80,12 +83,17 @@ class Run:
         method = self.site.method  # all that can be wrong with the parameters is known before anything is written
         with ExitStack() as opening:
             self.folder = opening.enter_context(folder)
-            progress = self.folder.open(self.resume, self.basis())
+            progress = self.folder.open(self.resume, self.basis(), self._damaged)
+            # Clients' states written since the last checkpoint. Also those that do not count, or that are equal to what
+            # a client has: its file on the disk was replaced.
+            self.written: set[Ref] = set()
             if progress is None:
                 self.site.store.clear()
                 progress = Progress(Moment(0, 0), self.site.write(method.start()))
             self.progress = progress
             self.workers = opening.enter_context(Workers(place, experiment.run.runner, experiment.run.workers))
+            seconds = experiment.run.timeout
+            self.limit = TimeLimit(seconds, folder.path) if seconds else None
             self._open = opening.pop_all()
         return self
 
@@ -101,6 +109,11 @@ class Run:
             code.update(path.read_bytes())
         basis = {"stream": self.site.stream.digest, "code": code.hexdigest(), "lock": file_digest(LOCK) or ""}
         return basis | ({"foundation": self.built.record["digest"]} if self.built else {})
+
+    def _damaged(self, progress: Progress) -> list[str]:
+        """The states that an interrupted run left missing or not whole."""
+        broken = sorted(ref.name for ref in progress.states if not self.site.store.intact(ref))
+        return [f"{self.site.store.url}/{name} (missing or not whole)" for name in broken]
 
     # what is left
 
@@ -135,17 +148,22 @@ class Run:
             KeyboardInterrupt: the user has interrupted the run; the checkpoint is made all the same.
         """
         self.progress.next = next
-        self.folder.save(self.progress)
+        self.save()
         store = self.site.store
         store.keep_only("uploads", ())
         store.keep_only("broadcasts", ())
         store.keep_only("works", ())
-        store.keep_only("states", {self.progress.server, *self.progress.clients.values()})
+        store.keep_only("states", self.progress.states)
         experience, number = next
         rounds = self.site.rounds_in(min(experience, self.site.stream.experiences - 1))
         what = f"experience {experience}, " + (f"round {number}" if number < rounds else "evaluation")
         self.on_progress(self.steps_done, self.steps, "results" if self.steps_done == self.steps else what)
         interruption.heed()
+
+    def save(self) -> None:
+        """A checkpoint; before it counts, its states and the journal are where a power cut does not reach them."""
+        self.folder.save(self.progress, self.site.store.paths({self.progress.server, *self.written}))
+        self.written.clear()
 
     def observe(self, seconds_per_sample: Sequence[float]) -> None:
         """Learns from the last round how long clients take."""
@@ -161,7 +179,7 @@ class Run:
     def note(self, text: str) -> None:
         """Keeps a failure that the run survived, in memory and in the run's folder."""
         self.notes.append(text)
-        with open(self.folder.path / "failures.log", "a") as file:
+        with space_for(str(self.folder.path)), open(self.folder.path / "failures.log", "a") as file:
             file.write(text + "\n")
 
     def digest(self) -> str:

@@ -56,7 +56,7 @@ class Site:
     def __init__(self, place: Place) -> None:
         self.place = place
         self.experiment = place.experiment
-        self.store = Store(place.store)
+        self.store = Store(place.store, patience=self.experiment.run.store_patience)
         self.device = resolve_device(self.experiment.run.device)
 
     @cached_property

@@ -10,12 +10,12 @@ import hashlib
 import json
 import os
 import threading
-import uuid
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import fsspec
 import safetensors
@@ -23,6 +23,11 @@ import safetensors.torch
 from torch import Tensor
 
 from errors import InputError
+
+from .files import write_whole
+from .patience import patiently
+
+Result = TypeVar("Result")
 
 
 class Ref(NamedTuple):
@@ -85,10 +90,12 @@ class Store:
     Args:
         url: where the files lie.
         remembered: how many decoded files a process keeps (the broadcast that a cohort's clients share).
+        patience: seconds for which what fails is tried again, see `patiently`.
+    Every method raises StoreFailed where the store goes on failing or is full.
     """
 
-    def __init__(self, url: str, remembered: int = 4) -> None:
-        self.url = url
+    def __init__(self, url: str, remembered: int = 4, patience: float = 0.0) -> None:
+        self.url, self.patience = url, patience
         try:
             self.fs, self.path = fsspec.core.url_to_fs(url)
         except (ImportError, ValueError) as error:
@@ -107,16 +114,14 @@ class Store:
     def write_as(self, name: str, data: bytes) -> None:
         """Stores bytes under a name, in place of what was there; a reader never sees half a file."""
         path = f"{self.path}/{name}"
-        if not self.local:
-            self.fs.pipe_file(path, data)  # object stores publish an object only when it is complete
+        if not self.local:  # object stores publish an object only when it is complete
+            self._try(lambda: self.fs.pipe_file(path, data))
             return
-        temporary = Path(f"{path}.{uuid.uuid4().hex}.tmp")
         try:
-            temporary.write_bytes(data)
+            self._try(lambda: write_whole(Path(path), data))
         except FileNotFoundError:  # the first file of its kind
-            temporary.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(data)
-        os.replace(temporary, path)
+            self._try(lambda: Path(path).parent.mkdir(parents=True, exist_ok=True))
+            self._try(lambda: write_whole(Path(path), data))
 
     def put(self, kind: str, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Ref:
         return self.write(kind, encode(tensors, header))
@@ -124,14 +129,27 @@ class Store:
     def bytes(self, ref: Ref) -> bytes:
         """The stored bytes as they are, unchecked (admission checks them itself)."""
         try:
-            if self.local:
-                return Path(f"{self.path}/{ref.name}").read_bytes()
-            return self.fs.cat_file(f"{self.path}/{ref.name}")
+            path = f"{self.path}/{ref.name}"
+            return self._try(Path(path).read_bytes if self.local else lambda: self.fs.cat_file(path))
         except FileNotFoundError:
             raise DamagedFile(f"{ref.name} is missing from {self.url}") from None
 
     def size(self, ref: Ref) -> int:
-        return self.fs.size(f"{self.path}/{ref.name}")
+        return self._try(lambda: self.fs.size(f"{self.path}/{ref.name}"))
+
+    def intact(self, ref: Ref) -> bool:
+        """Whether the file is there and whole, by its bytes; in an object store, which has no half files, by size."""
+        try:
+            if not self.local:
+                return self.size(ref) == ref.size
+            return hashlib.sha256(self.bytes(ref)).hexdigest() == ref.digest
+        except (FileNotFoundError, DamagedFile):
+            return False
+
+    def paths(self, refs: Iterable[Ref]) -> list[Path]:
+        """Files and folders to sync, so that `refs` survive a power cut; an object store has kept them: none."""
+        files = [Path(self.path, ref.name) for ref in refs] if self.local else []
+        return [*files, *{folder for file in files for folder in (file.parent, file.parent.parent)}]
 
     def get(self, ref: Ref, remember: bool = False) -> Content:
         """The decoded content, its digest verified. With `remember`, this process keeps it for the next reader."""
@@ -155,8 +173,9 @@ class Store:
         before = self._kept(key)
         ref = self.put("works", tensors, header)
         self.write_as(f"works/{key}", json.dumps(ref).encode())
-        if before and before != ref and self.fs.exists(f"{self.path}/{before.name}"):
-            self.fs.rm(f"{self.path}/{before.name}")
+        if before and before != ref:
+            with suppress(FileNotFoundError):
+                self._try(lambda: self.fs.rm(f"{self.path}/{before.name}"))
 
     def kept(self, key: str) -> Content | None:
         """What `keep` kept last, or None; a state that is damaged is none: the work begins anew."""
@@ -168,20 +187,22 @@ class Store:
 
     def _kept(self, key: str) -> Ref | None:
         try:
-            kind, digest, size = json.loads(self.fs.cat_file(f"{self.path}/works/{key}"))
+            kind, digest, size = json.loads(self._try(lambda: self.fs.cat_file(f"{self.path}/works/{key}")))
         except (FileNotFoundError, ValueError, TypeError):
             return None
         return Ref(kind, digest, size)
 
     def move(self, ref: Ref, kind: str) -> None:
         """Puts a file under another kind."""
-        self.fs.makedirs(f"{self.path}/{kind}", exist_ok=True)
-        self.fs.mv(f"{self.path}/{ref.name}", f"{self.path}/{ref._replace(kind=kind).name}")
+        self._try(lambda: self.fs.makedirs(f"{self.path}/{kind}", exist_ok=True))
+        self._try(lambda: self.fs.mv(f"{self.path}/{ref.name}", f"{self.path}/{ref._replace(kind=kind).name}"))
 
     def keep_only(self, kind: str, wanted: Iterable[Ref]) -> None:
         """Deletes every file of `kind` that is not wanted, leftovers of killed writers included."""
-        wanted = {Path(ref.name).name for ref in wanted}
-        folder = f"{self.path}/{kind}"
+        names = {Path(ref.name).name for ref in wanted}
+        self._try(lambda: self._keep_only(f"{self.path}/{kind}", names))
+
+    def _keep_only(self, folder: str, wanted: set[str]) -> None:
         if self.local:
             for entry in os.scandir(folder) if os.path.isdir(folder) else ():
                 if entry.name not in wanted:
@@ -196,3 +217,6 @@ class Store:
         """Deletes everything but what was refused."""
         for kind in ("states", "broadcasts", "uploads", "works"):
             self.keep_only(kind, ())
+
+    def _try(self, attempt: Callable[[], Result]) -> Result:
+        return patiently(attempt, self.url, self.patience, remote=not self.local)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,6 +17,8 @@ from methods import CENTRE, Moment
 from methods.training import Client
 
 from .evaluation import accuracy, judged
+from .limit import TimeLimit, Watch
+from .patience import StoreFailed
 from .site import Site
 from .store import Ref
 from .upload import write_upload
@@ -49,16 +52,26 @@ class Trained:
     tables: dict[str, list[Mapping[str, Any]]] = field(default_factory=dict)  # what the client decided, `Update.tables`
     error: str = ""
     trace: str = ""
+    fault: str = ""  # what was simulated: drop, slow or late
+    excluded: str = ""  # why it is left out in the simulation, although nothing failed
 
 
-def train(site: Site, moment: Moment, assignments: Sequence[Assignment], last_round: bool) -> list[Trained]:
-    """Trains each client of a cohort; one that fails does not touch the others."""
-    return [_attempt(site, moment, assignment, last_round) for assignment in assignments]
+def train(
+    site: Site, assignments: Sequence[Assignment], moment: Moment, last_round: bool, watch: Watch | None = None
+) -> list[Trained]:
+    """Trains each client of a cohort; one that fails does not touch the others, one that hangs ends the process."""
+    trained = []
+    for assignment in assignments:
+        with watch.over(assignment.client) if watch else nullcontext():
+            trained.append(_attempt(site, moment, assignment, last_round))
+    return trained
 
 
 def _attempt(site: Site, moment: Moment, assignment: Assignment, last_round: bool) -> Trained:
     try:
         return train_one(site, moment, assignment, last_round)
+    except StoreFailed:  # not this client's failure: the others have no store either
+        raise
     except Exception as error:  # whatever a method raises is this client's failure, reported with its trace
         reason = f"{type(error).__name__}: {error}"
         return Trained(assignment.client, assignment.broadcast, error=reason, trace=traceback.format_exc())
@@ -141,10 +154,28 @@ def before_fusion(site: Site, client: int, experience: int, own: int, model) -> 
     log_prints=False,
 )
 def train_clients(
-    workers: Workers, moment: Moment, assignments: Sequence[Assignment], last_round: bool, who: str
+    workers: Workers,
+    moment: Moment,
+    assignments: Sequence[Assignment],
+    last_round: bool,
+    who: str,
+    limit: TimeLimit | None = None,
 ) -> list[Trained]:
     """Prefect task: client training and the client's side of the upload for one cohort."""
+    return computed(workers, limit, assignments, train, moment, last_round)
+
+
+def computed(
+    workers: Workers, limit: TimeLimit | None, assignments: Sequence[Assignment], function: Callable, *arguments: Any
+) -> list[Trained]:
+    """`function(site, assignments, *arguments)` in a worker; clients whose process ended, or who hung, have failed."""
+
+    def failed(assignment: Assignment, reason: str, trace: str) -> Trained:
+        return Trained(assignment.client, assignment.broadcast, error=reason, trace=trace)
+
+    if limit:
+        return limit.compute(workers, assignments, function, *arguments, failed=failed)
     try:
-        return workers.call(train, moment, assignments, last_round)
+        return workers.call(function, assignments, *arguments)
     except WorkerDied as error:
-        return [Trained(each.client, each.broadcast, error=str(error)) for each in assignments]
+        return [failed(each, str(error), "") for each in assignments]

@@ -199,13 +199,12 @@ def check_tensors(content: Content, expected: Mapping[str, Tensor]) -> None:
 
 def set_aside(store: Store, claim: Claim, moment: Moment, reason: str, move: bool) -> None:
     """Keeps a refused file, if it is there at all, and the reason beside it."""
-    store.fs.makedirs(f"{store.path}/refused", exist_ok=True)
     if move:
         with suppress(FileNotFoundError):
             store.move(claim.file, "refused")
     note = {"client": claim.client, "experience": moment.experience, "round": moment.round, "reason": reason}
     name = f"{claim.file.digest}.client-{claim.client}.{moment.experience}-{moment.round}.json"
-    store.fs.pipe_file(f"{store.path}/refused/{name}", json.dumps(note, sort_keys=True).encode())
+    store.write_as(f"refused/{name}", json.dumps(note, sort_keys=True).encode())
 
 
 def _size(store: Store, file: Ref) -> int:

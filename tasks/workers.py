@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import torch
@@ -96,13 +97,23 @@ class Workers:
             WorkerDied: the processes that computed it ended, one after the other.
         """
         for _ in range(ATTEMPTS):
-            pool = self._pool
-            if pool is None:
-                return function(site(self.place), *arguments)
-            try:
-                return pool.submit(_compute, function, self.place, arguments).result()
-            except BrokenProcessPool:
-                with self._lock:
-                    if self._pool is pool:  # the first of the threads that lost their process replaces the pool
-                        self._start()
+            with suppress(WorkerDied):
+                return self.once(function, *arguments)
         raise WorkerDied(f"worker processes died {ATTEMPTS} times; were they killed, or is memory short?")
+
+    def once(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """`call` without a second try.
+
+        Raises:
+            WorkerDied: a worker process ended, not necessarily the one that computed this; others take their place.
+        """
+        pool = self._pool
+        if pool is None:
+            return function(site(self.place), *arguments)
+        try:
+            return pool.submit(_compute, function, self.place, arguments).result()
+        except BrokenProcessPool:
+            with self._lock:
+                if self._pool is pool:  # the first of the threads that lost their process replaces the pool
+                    self._start()
+            raise WorkerDied("a worker process died") from None

@@ -228,6 +228,15 @@ def test_a_method_that_was_not_measured_so_is_left_out_and_named(tmp_path, write
     assert "joint, local, old, once, resumed" in to_markdown(compared)
 
 
+def test_times_of_simulated_faults_are_compared_where_they_are_of_a_cost_model(tmp_path, write):
+    course, rounds = measured([[0.5, 0.9]]), played([2]).assign(fault="")
+    for method, experiment in (("fedbe", {"devices": {}}), ("fedavg", {})):  # fedavg's are in samples
+        write(method, 0, course, rounds)
+        (tmp_path / "digits" / method / "seed-0" / "run.json").write_text(json.dumps({"experiment": experiment}))
+    (compared,) = over_time(tmp_path, write("full", 0, course))
+    assert set(compared.courses) == {"fedbe", "full"} and compared.left_out == ("fedavg",)
+
+
 def test_one_method_alone_is_no_comparison(tmp_path, write):
     write("fedbe", 0, measured([[0.5, 0.9]]))
     runs = write("full", 0, measured([[0.5, 0.9]]), stream="others")
