@@ -22,7 +22,7 @@ from errors import InputError, nearest
 from methods.devices import DeviceParameters
 from methods.training import TrainParameters
 from models.foundation import FoundationParameters
-from run_parameters import RunParameters
+from run_parameters import RunParameters, run_parameters
 from streams.parameters import StreamParameters
 from validation import checked
 
@@ -200,7 +200,7 @@ def experiment(
         foundation=founded if needed else None,
         devices=devices if kind.needs_devices else None,
         seed=seed,
-        run=checked(RunParameters, given, "run"),
+        run=run_parameters(given),
     )
     if result.stream_parameters.source == "tasks" and not kind.multitask:
         able = ", ".join(each for each in methods.names() if methods.get(each).multitask)

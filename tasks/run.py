@@ -21,6 +21,7 @@ from streams.stream import build, open_stream
 
 from . import interruption
 from .checkpoint import TABLE, Progress, RunFolder, differences
+from .door import PROJECT, code_digest
 from .files import file_digest
 from .foundation import Built
 from .foundation import build as build_foundation
@@ -30,9 +31,6 @@ from .workers import Workers
 if TYPE_CHECKING:
     from .training import Trained
 
-PROJECT = Path(__file__).parent.parent
-SOURCES = ("methods", "models", "streams", "tasks")  # the code that a result depends on
-FILES = ("multitask.py", "metrics/sentences.py")
 LOCK = PROJECT / "requirements.lock"
 
 
@@ -80,12 +78,15 @@ class Run:
         method = self.site.method  # all that can be wrong with the parameters is known before anything is written
         with ExitStack() as opening:
             self.folder = opening.enter_context(folder)
+            if not self.site.store.local:
+                self.site.store.check()
+            about = experiment.run
+            self.workers = opening.enter_context(Workers(place, about.runner, about.workers, about.address))
             progress = self.folder.open(self.resume, self.basis())
             if progress is None:
                 self.site.store.clear()
                 progress = Progress(Moment(0, 0), self.site.write(method.start()))
             self.progress = progress
-            self.workers = opening.enter_context(Workers(place, experiment.run.runner, experiment.run.workers))
             self._open = opening.pop_all()
         return self
 
@@ -94,12 +95,7 @@ class Run:
 
     def basis(self) -> dict[str, str]:
         """Digests of what the result depends on besides the parameters."""
-        folders = (path for name in SOURCES for path in (PROJECT / name).rglob("*.py"))
-        sources = sorted([*folders, *(PROJECT / name for name in FILES)])
-        code = hashlib.sha256()
-        for path in sources:
-            code.update(path.read_bytes())
-        basis = {"stream": self.site.stream.digest, "code": code.hexdigest(), "lock": file_digest(LOCK) or ""}
+        basis = {"stream": self.site.stream.digest, "code": code_digest(), "lock": file_digest(LOCK) or ""}
         return basis | ({"foundation": self.built.record["digest"]} if self.built else {})
 
     # what is left
