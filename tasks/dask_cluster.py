@@ -6,16 +6,19 @@ Dask itself gives work of a worker that died to another one.
 from __future__ import annotations
 
 import logging
+import socket
 import tempfile
 import uuid
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
+from urllib.parse import urlsplit
 
 import dask
 import distributed
 from distributed.scheduler import KilledWorker
+from distributed.versions import VersionMismatchWarning
 
 from errors import InputError
 
@@ -27,6 +30,18 @@ from .store import Store
 CONNECT = 15  # seconds in which a scheduler must answer
 PREPARE = 180  # seconds in which a worker must have imported PyTorch and opened the experiment
 PATIENCE = 30  # seconds between two looks whether the cluster still has workers
+
+
+def greeted(address: str) -> None:
+    """Waits for what a scheduler says first: Dask's client would wait for ever for one that says nothing.
+
+    Raises:
+        OSError: nothing was said within `CONNECT` seconds.
+    """
+    about = urlsplit(address)
+    with socket.create_connection((about.hostname, about.port), timeout=CONNECT) as connection:
+        if about.scheme == "tcp" and not connection.recv(1):  # with TLS the client speaks first
+            raise ConnectionResetError("the connection was closed")
 
 
 class DaskCluster:
@@ -78,8 +93,9 @@ class DaskCluster:
 
     def _reach(self) -> distributed.Client:
         try:
+            greeted(self.address)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", distributed.VersionMismatchWarning)  # ours are checked, see door.py
+                warnings.simplefilter("ignore", VersionMismatchWarning)  # ours are checked, see door.py
                 return distributed.Client(self.address, timeout=CONNECT, set_as_default=False)
         except (OSError, ValueError) as error:
             raise InputError(
