@@ -77,9 +77,15 @@ def refuse_secrets(url: Any) -> None:
         InputError: there is one.
     """
     for part in url.split("::") if isinstance(url, str) else ():  # fsspec chains URLs with `::`
-        about = urlsplit(part) if "://" in part else None
-        if about and ("@" in about.netloc or any(SECRET.search(name) for name, _ in parse_qsl(about.query))):
+        scheme, separator, rest = part.partition("://")
+        about = urlsplit(part) if separator else None
+        # An AWS secret may hold a `/`, after which a URL's user and password are over: hence any `:` before an `@`.
+        if about and (
+            "@" in about.netloc
+            or ":" in rest.rpartition("@")[0]
+            or any(SECRET.search(name) for name, _ in parse_qsl(about.query))
+        ):
             raise InputError(
-                f"run.store: expected a URL without credentials (got {about.scheme}://... with some); give them in the "
+                f"run.store: expected a URL without credentials (got {scheme}://... with some); give them in the "
                 "environment, for S3 as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
             )

@@ -6,12 +6,14 @@ Ray itself gives work of a worker that died to another one.
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import socket
+import sys
 import tempfile
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -31,6 +33,12 @@ CONNECT = 10  # seconds in which the port must open; Ray's own tries come after 
 PREPARE = 180  # seconds in which a worker must have imported PyTorch and opened the experiment
 OBJECTS = 80 * 2**20  # bytes of Ray's object store, near its least: what crosses are references
 GPU = 0.01  # of one, asked for by each task where the run computes on GPUs: without asking Ray hides them
+
+
+def here() -> dict[str, str]:
+    """What is started here imports from where this process does, and soon gives up where the run was killed."""
+    imports = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    return {"PYTHONPATH": imports, "RAY_gcs_rpc_server_reconnect_timeout_s": "5"}  # Ray's own is 60 seconds
 
 
 def perform(work: Work) -> Any:
@@ -56,7 +64,7 @@ class RayCluster:
         if ray.is_initialized():
             raise RuntimeError("this process already uses a Ray cluster; a run needs a process of its own")
         self.wanted = common(self.place)
-        with own_signals():
+        with own_signals(), environment(here()):
             self._reach() if self.address else self._begin()
         self._open.callback(ray.shutdown)  # before the folder goes
         needs = {"num_gpus": GPU} if self.wanted.device == "cuda" else {}
@@ -153,3 +161,18 @@ def own_signals():
     finally:
         if main:
             signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def environment(values: Mapping[str, str]):
+    """Variables that what is started in the context inherits."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

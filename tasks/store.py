@@ -93,7 +93,8 @@ class Store:
         try:
             self.fs, self.path = fsspec.core.url_to_fs(url)
         except (ImportError, ValueError) as error:
-            raise InputError(f"run.store: '{url}' cannot be used ({error})") from None
+            more = "; s3:// comes with the extra 'cluster' (pip install 'fcl[cluster]')" if "s3" in str(error) else ""
+            raise InputError(f"run.store: '{url}' cannot be used ({error}){more}") from None
         self.local = "file" in (self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,))
         self._memory: OrderedDict[Ref, Content] = OrderedDict()
         self._remembered = remembered

@@ -67,10 +67,10 @@ def elsewhere(root):
     """Starts `python -m ...` with the project (or a copy of it) importable, as on a machine of a cluster."""
     started = []
 
-    def start(*arguments: str, project: Path = root, **environment: str) -> subprocess.Popen:
+    def start(*arguments: str, project: Path = root, cwd: Path | None = None) -> subprocess.Popen:
         quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        variables = os.environ | {"PYTHONPATH": str(project)} | environment
-        started.append(subprocess.Popen([sys.executable, "-m", *arguments], env=variables, **quiet))
+        command, variables = [sys.executable, "-m", *arguments], os.environ | {"PYTHONPATH": str(project)}
+        started.append(subprocess.Popen(command, cwd=cwd or project, env=variables, **quiet))
         return started[-1]
 
     yield start
@@ -160,7 +160,7 @@ def test_on_a_ray_cluster_by_its_address(play_run, tiny, ray_cluster, assert_sam
 
 @pytest.mark.parametrize("runner", PACKAGES)
 def test_a_run_that_is_killed_ends_its_cluster_and_goes_on_to_the_same_result(
-    runner, play_run, tiny, elsewhere, workshop, new_out, eventually, assert_same, monkeypatch
+    runner, play_run, tiny, elsewhere, workshop, new_out, eventually, assert_same
 ):
     """The cluster was started for the run, with two workers; so is that of the run that goes on."""
     pytest.importorskip(PACKAGES[runner], reason="the extra 'cluster' is not installed")
@@ -169,9 +169,8 @@ def test_a_run_that_is_killed_ends_its_cluster_and_goes_on_to_the_same_result(
 
     out = new_out()
     place = run_folder(experiment("fedlwf", "digits", 0, list(TINY), workshop), workshop, out)
-    monkeypatch.chdir(workshop)
     options = ("--set", TINY[0], "--set", "run.device=cpu", "--runner", runner, "--workers", "2", "--out", str(out))
-    run = elsewhere("cli", "run", "fedlwf", "--stream", "digits", *options)
+    run = elsewhere("cli", "run", "fedlwf", "--stream", "digits", *options, cwd=workshop)
     eventually(lambda: place.checkpoint.exists() or run.poll() is not None, "a checkpoint")
     family = psutil.Process(run.pid).children(recursive=True)
     assert len(family) >= 2
