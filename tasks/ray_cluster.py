@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -33,12 +33,6 @@ CONNECT = 10  # seconds in which the port must open; Ray's own tries come after 
 PREPARE = 180  # seconds in which a worker must have imported PyTorch and opened the experiment
 OBJECTS = 80 * 2**20  # bytes of Ray's object store, near its least: what crosses are references
 GPU = 0.01  # of one, asked for by each task where the run computes on GPUs: without asking Ray hides them
-
-
-def here() -> dict[str, str]:
-    """What is started here imports from where this process does, and soon gives up where the run was killed."""
-    imports = os.pathsep.join(path or os.getcwd() for path in sys.path)
-    return {"PYTHONPATH": imports, "RAY_gcs_rpc_server_reconnect_timeout_s": "5"}  # Ray's own is 60 seconds
 
 
 def perform(work: Work) -> Any:
@@ -64,7 +58,7 @@ class RayCluster:
         if ray.is_initialized():
             raise RuntimeError("this process already uses a Ray cluster; a run needs a process of its own")
         self.wanted = common(self.place)
-        with own_signals(), environment(here()):
+        with own_signals(), same_imports():
             self._reach() if self.address else self._begin()
         self._open.callback(ray.shutdown)  # before the folder goes
         needs = {"num_gpus": GPU} if self.wanted.device == "cuda" else {}
@@ -164,15 +158,14 @@ def own_signals():
 
 
 @contextmanager
-def environment(values: Mapping[str, str]):
-    """Variables that what is started in the context inherits."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
+def same_imports():
+    """What is started here imports from where this process does, as the workers of the other runners do."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
