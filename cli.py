@@ -54,7 +54,13 @@ def run(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="a key of params.yaml: train.rounds=1")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="default: results/STREAM/METHOD/seed-N")] = None,
-    runner: Annotated[str | None, typer.Option(metavar="threads|processes", help="where tasks compute")] = None,
+    runner: Annotated[
+        str | None, typer.Option(metavar="threads|processes|dask|ray", help="where tasks compute")
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="a Dask or Ray cluster; without it, dask and ray start one for the run"),
+    ] = None,
     workers: Annotated[
         int | None, typer.Option(parser=natural, metavar="N", help="tasks that compute at the same time")
     ] = None,
@@ -66,7 +72,7 @@ def run(
         from parameters import experiment, project_root
 
     root = project_root()
-    spec = experiment(method, stream, seed, sets or [], root, runner=runner, workers=workers)
+    spec = experiment(method, stream, seed, sets or [], root, runner=runner, address=address, workers=workers)
     place = out.resolve() if out else root / "results" / stream / method / f"seed-{seed}"
     conduct(spec, root, place, resume, console)
 

@@ -23,7 +23,7 @@ from fault_parameters import FaultParameters
 from methods.devices import DeviceParameters
 from methods.training import TrainParameters
 from models.foundation import FoundationParameters
-from run_parameters import RunParameters
+from run_parameters import RunParameters, run_parameters
 from streams.parameters import StreamParameters
 from validation import checked
 
@@ -205,7 +205,7 @@ def experiment(
         devices=devices if kind.needs_devices else None,
         faults=faults if faults.active else None,
         seed=seed,
-        run=checked(RunParameters, given, "run"),
+        run=run_parameters(given),
     )
     if result.stream_parameters.source == "tasks" and not kind.multitask:
         able = ", ".join(each for each in methods.names() if methods.get(each).multitask)

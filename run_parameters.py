@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from validation import Section
+from errors import InputError
+from validation import Section, checked
+
+ADDRESSES = {"dask": r"(tcp|tls)://.+:\d+", "ray": r"auto|ray://.+:\d+"}
+EXAMPLES = {"dask": "tcp://HOST:8786", "ray": "ray://HOST:10001 or auto"}
+SECRET = re.compile("key|secret|token|password|credential|signature|sas", re.IGNORECASE)
 
 
 class RunParameters(Section):
     """The `run` section: how the work is done. Nothing in it changes a result."""
 
-    runner: Literal["threads", "processes"] = Field("threads", description="where tasks compute")
+    runner: Literal["threads", "processes", "dask", "ray"] = Field("threads", description="where tasks compute")
+    address: str = Field(
+        "", description="the Dask or Ray cluster that computes; empty: one is started here and ends with the run"
+    )
     workers: int = Field(2, ge=1, description="tasks that compute at the same time")
     device: str = Field("auto", description="auto (a GPU where there is one), cpu, cuda or cuda:N")
     min_clients: int = Field(1, ge=0, description="admitted uploads that a round needs to go on")
@@ -48,3 +59,47 @@ class RunParameters(Section):
         if value is not None and runner != "processes":
             raise ValueError(f"must be null with runner {runner}: only a process can be ended, choose runner processes")
         return value
+
+
+def run_parameters(values: Any) -> RunParameters:
+    """The section `run`, checked, also where one key depends on another.
+
+    Raises:
+        InputError: a value is out of range, an address is not the runner's, or the store's URL holds a secret.
+    """
+    if isinstance(values, Mapping):
+        refuse_secrets(values.get("store"))  # first: a message about something else may quote the URL
+    found = checked(RunParameters, values, "run")
+    if not found.address:
+        return found
+    if found.runner not in ADDRESSES:
+        raise InputError(
+            f"run.address: expected nothing, since run.runner is {found.runner}, which has no cluster (got "
+            f"'{found.address}')"
+        )
+    if not re.fullmatch(ADDRESSES[found.runner], found.address):
+        raise InputError(
+            f"run.address: expected {EXAMPLES[found.runner]} for run.runner {found.runner} (got '{found.address}')"
+        )
+    return found
+
+
+def refuse_secrets(url: Any) -> None:
+    """Refuses a store's URL with a user, a password or a key in it, without repeating it: URLs are recorded.
+
+    Raises:
+        InputError: there is one.
+    """
+    for part in url.split("::") if isinstance(url, str) else ():  # fsspec chains URLs with `::`
+        scheme, separator, rest = part.partition("://")
+        about = urlsplit(part) if separator else None
+        # An AWS secret may hold a `/`, after which a URL's user and password are over: hence any `:` before an `@`.
+        if about and (
+            "@" in about.netloc
+            or ":" in rest.rpartition("@")[0]
+            or any(SECRET.search(name) for name, _ in parse_qsl(about.query))
+        ):
+            raise InputError(
+                f"run.store: expected a URL without credentials (got {scheme}://... with some); give them in the "
+                "environment, for S3 as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            )

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from errors import InputError
 from parameters import Experiment, read
-from run_parameters import RunParameters
+from run_parameters import run_parameters
 from streams.parameters import StreamParameters
 from tasks import interruption
 from tasks.checkpoint import RunFolder
@@ -20,7 +20,6 @@ from tasks.delivery import file_record
 from tasks.results import describe, main_kind, publish, read_json, write_results
 from tasks.run import Run, check_out, finished_results, run_folder
 from tasks.tracking import Tracker
-from validation import checked
 
 from .server import outlast, prefect_server
 from .settings import importing
@@ -160,7 +159,7 @@ def verify(folder: Path, root: Path, console: Console) -> None:
     if found is None:
         raise InputError(f"{folder} holds no results of fcl; expected a folder with run.json")
     saved = found["experiment"]
-    run = checked(RunParameters, read(root)["run"], "run")
+    run = run_parameters(read(root)["run"])
     stream = StreamParameters.model_validate(saved["stream_parameters"])
     spec = Experiment.model_validate({**saved, "stream_parameters": stream, "run": run})
     with (

@@ -20,7 +20,7 @@ from rich.table import Table
 from errors import InputError
 from models.foundation import FoundationParameters
 from parameters import foundation_parameters, read, stream_parameters
-from run_parameters import RunParameters
+from run_parameters import run_parameters
 from streams.stream import build
 from tasks.delivery import tracking_uri
 from tasks.files import write_json
@@ -29,7 +29,6 @@ from tasks.foundation import build as make
 from tasks.results import read_json
 from tasks.run import built_name, foundation_name
 from tasks.site import resolve_device
-from validation import checked
 
 
 def prepare(stream: str, root: Path, console: Console, sets: Sequence[str] = ()) -> None:
@@ -48,7 +47,7 @@ def prepare(stream: str, root: Path, console: Console, sets: Sequence[str] = ())
     about, parameters = stream_parameters(params, stream), foundation_parameters(params, stream, sets)
     place = built_name(stream, about, root)
     built_stream = build(place, about, root)
-    device = resolve_device(checked(RunParameters, params["run"], "run").device)
+    device = resolve_device(run_parameters(params["run"]).device)
     built = make(foundation_name(stream, place, parameters, root), parameters, built_stream, root, device)
     describe(built, parameters, console)
     # Who was told of this very model. Streams that differ in their clients alone have the same one.

@@ -25,6 +25,10 @@ DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "DVC_NO_ANALYTICS": "true",
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "token",  # as Ray does for clusters that it starts, whose ports are open to all
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what Ray will do some day; today it would warn of it
+    "RAY_CLIENT_MAX_CONNECTION_TIMEOUT_S": "5",  # seconds, in each of three tries: a wrong address is said soon
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # deterministic matrix products on GPUs
     "MPLBACKEND": "Agg",
 }

@@ -21,21 +21,19 @@ from streams.stream import build, open_stream
 
 from . import interruption
 from .checkpoint import TABLE, Progress, RunFolder, differences
+from .door import PROJECT, code_digest
 from .files import file_digest
 from .foundation import Built
 from .foundation import build as build_foundation
 from .limit import TimeLimit
 from .patience import space_for
 from .site import Place, Site, resolve_device, site
-from .store import Ref
+from .store import Ref, Store
 from .workers import Workers
 
 if TYPE_CHECKING:
     from .training import Trained
 
-PROJECT = Path(__file__).parent.parent
-SOURCES = ("methods", "models", "streams", "tasks")  # the code that a result depends on
-FILES = ("multitask.py", "metrics/sentences.py")
 LOCK = PROJECT / "requirements.lock"
 
 
@@ -83,6 +81,11 @@ class Run:
         method = self.site.method  # all that can be wrong with the parameters is known before anything is written
         with ExitStack() as opening:
             self.folder = opening.enter_context(folder)
+            if not self.site.store.local:
+                Store(where).check()  # without patience: a wrong bucket or key is said at once
+            about = experiment.run
+            self.workers = opening.enter_context(Workers(place, about.runner, about.workers, about.address))
+            self.limit = TimeLimit(about.timeout, folder.path) if about.timeout else None
             progress = self.folder.open(self.resume, self.basis(), self._damaged)
             # Clients' states written since the last checkpoint. Also those that do not count, or that are equal to what
             # a client has: its file on the disk was replaced.
@@ -91,9 +94,6 @@ class Run:
                 self.site.store.clear()
                 progress = Progress(Moment(0, 0), self.site.write(method.start()))
             self.progress = progress
-            self.workers = opening.enter_context(Workers(place, experiment.run.runner, experiment.run.workers))
-            seconds = experiment.run.timeout
-            self.limit = TimeLimit(seconds, folder.path) if seconds else None
             self._open = opening.pop_all()
         return self
 
@@ -102,12 +102,7 @@ class Run:
 
     def basis(self) -> dict[str, str]:
         """Digests of what the result depends on besides the parameters."""
-        folders = (path for name in SOURCES for path in (PROJECT / name).rglob("*.py"))
-        sources = sorted([*folders, *(PROJECT / name for name in FILES)])
-        code = hashlib.sha256()
-        for path in sources:
-            code.update(path.read_bytes())
-        basis = {"stream": self.site.stream.digest, "code": code.hexdigest(), "lock": file_digest(LOCK) or ""}
+        basis = {"stream": self.site.stream.digest, "code": code_digest(), "lock": file_digest(LOCK) or ""}
         return basis | ({"foundation": self.built.record["digest"]} if self.built else {})
 
     def _damaged(self, progress: Progress) -> list[str]:

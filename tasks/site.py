@@ -45,6 +45,7 @@ class Place:
     store: str  # URL of the experiment's own part of the store
     stream: str = ""  # the built stream's folder, where that is not the stream's own name
     foundation: str = ""  # the foundation model's folder, likewise
+    run: str = ""  # tells runs apart in workers that outlive them
 
     def __hash__(self) -> int:
         return hash((self.experiment.digest, self.root, self.store))

@@ -10,9 +10,10 @@ import hashlib
 import json
 import os
 import threading
+import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -99,7 +100,8 @@ class Store:
         try:
             self.fs, self.path = fsspec.core.url_to_fs(url)
         except (ImportError, ValueError) as error:
-            raise InputError(f"run.store: '{url}' cannot be used ({error})") from None
+            more = "; s3:// comes with the extra 'cluster' (pip install 'fcl[cluster]')" if "s3" in str(error) else ""
+            raise InputError(f"run.store: '{url}' cannot be used ({error}){more}") from None
         self.local = "file" in (self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,))
         self._memory: OrderedDict[Ref, Content] = OrderedDict()
         self._remembered = remembered
@@ -207,11 +209,45 @@ class Store:
             for entry in os.scandir(folder) if os.path.isdir(folder) else ():
                 if entry.name not in wanted:
                     os.unlink(entry.path)
-        elif self.fs.exists(folder):
+            return
+        self.fs.invalidate_cache(folder)  # others write here, too
+        if self.fs.exists(folder):
             unwanted = [path for path in self.fs.ls(folder, detail=False) if Path(path).name not in wanted]
             if unwanted:
                 self.fs.rm(unwanted)
             self.fs.invalidate_cache(folder)
+
+    @contextmanager
+    def probe(self) -> Iterator[Ref]:
+        """A small file that lies in the store for as long as the context lasts.
+
+        Raises:
+            InputError: the store cannot be written to.
+        """
+        try:
+            ref = self.write("probes", uuid.uuid4().bytes)
+        except Exception as error:  # each file system has its own: no credentials, no such bucket, no connection
+            raise InputError(
+                f"run.store: '{self.url}' cannot be written to ({type(error).__name__}: {error})"
+            ) from None
+        try:
+            yield ref
+        finally:
+            if self.local:
+                os.unlink(f"{self.path}/{ref.name}")
+                with suppress(OSError):
+                    os.removedirs(f"{self.path}/{ref.kind}")  # up to the first folder that something else lies in
+            else:
+                self.fs.rm(f"{self.path}/{ref.name}")
+
+    def check(self) -> None:
+        """Writes, reads and deletes a small file.
+
+        Raises:
+            InputError: the store cannot be used.
+        """
+        with self.probe() as ref:
+            self.bytes(ref)
 
     def clear(self) -> None:
         """Deletes everything but what was refused."""

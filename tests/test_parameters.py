@@ -153,7 +153,12 @@ WRONG = [
     ("train.clients_per_round=-1", "train.clients_per_round must be 'all' or between 1 and "),
     ("train.clients_per_round=some", "train.clients_per_round must be "),
     ("run.workers=0", "run.workers must be at least 1 (got 0); tasks that compute at the same time"),
-    ("run.runner=dask", "run.runner must be 'threads' or 'processes' (got 'dask')"),
+    ("run.runner=spark", "run.runner must be 'threads', 'processes', 'dask' or 'ray' (got 'spark')"),
+    (
+        "run.address=auto",
+        "run.address: expected nothing, since run.runner is threads, which has no cluster",
+    ),
+    ("run.store=s3://key:word@bucket", "run.store: expected a URL without credentials (got s3://... with some)"),
     ("run.worker=2", "no key 'run.worker'; did you mean workers"),
     ("run.cohort=0", "run.cohort must be "),
     ("run.cohort=-3", "run.cohort must be "),
