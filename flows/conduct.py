@@ -52,9 +52,9 @@ def play(run: Run, tracker: Tracker | None = None) -> dict[str, float]:
         try:
             with importing():
                 from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-                from prefect.task_runners import ThreadPoolTaskRunner
 
-                from .experiment import experiment
+                from .experiment import start
+                from .page import show_results
 
                 run.workers.wait_until_ready()
             wait()
@@ -64,16 +64,17 @@ def play(run: Run, tracker: Tracker | None = None) -> dict[str, float]:
             if "PREFECT_API_URL" in os.environ:
                 now[PREFECT_API_URL] = os.environ["PREFECT_API_URL"]
             with temporary_settings(now):
-                runner = ThreadPoolTaskRunner(max_workers=run.workers.count)
-                experiment.with_options(task_runner=runner)(run.experiment.title, run.experiment.identity(), run)
+                start(run)
             folder = write_results(run)
             metrics = read_json(folder / "metrics.json")
             description = describe(run)
             if tracker:
                 description["mlflow_run"] = tracker.run_id(run.experiment.run.tracking_patience)
+                description["mlflow_experiment"] = tracker.experiment_id
                 description["lineage"] = tracker.lineage
             interruption.heed()
             publish(run, folder, description)
+            show_results(run)
             if tracker:
                 tracker.deliver(file_record(run.root, run.folder.path, run.out))
         except BaseException as error:

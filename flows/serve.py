@@ -1,0 +1,81 @@
+"""`fcl serve`: Prefect server, MLflow, work pool, deployments and a worker on one machine, until Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from errors import InputError
+from tasks.files import write_json
+
+from .page import MLFLOW_UI
+from .services import Services, address_file, user_interfaces
+from .ui import deliver
+
+POOL = "fcl"
+
+
+def serve(root: Path, limit: int) -> None:
+    """Brings all of it up, prints the addresses, and blocks.
+
+    Args:
+        root: the project's folder, with prefect.yaml.
+        limit: runs that the worker computes at the same time, at least 1.
+    Raises:
+        InputError: there is no prefect.yaml.
+        NotStarted: a server did not start.
+        RuntimeError: the deployments are refused, or a service ended by itself.
+        KeyboardInterrupt: Ctrl-C; everything has ended, and what ran waits for the next worker.
+    """
+    if not (root / "prefect.yaml").is_file():
+        raise InputError(f"no prefect.yaml in {root}: fcl serve needs the deployments that it describes")
+    deliver(root)
+    name = f"fcl serve on {socket.gethostname()}"
+    with user_interfaces(root) as (services, prefect, mlflow):
+        os.environ["PREFECT_API_URL"] = f"{prefect}/api"
+        from prefect.settings import PREFECT_API_URL, temporary_settings
+
+        from .resumption import take_up
+
+        with temporary_settings({PREFECT_API_URL: f"{prefect}/api"}):
+            make_pool()
+            deploy(root, services)
+            if again := take_up(root, POOL, name):
+                print(f"resuming    {again} interrupted run{'s' * (again > 1)}", flush=True)
+            log = root / "runs" / "worker.log"
+            log.parent.mkdir(exist_ok=True)
+            command = ["prefect", "worker", "start", "--pool", POOL, "--type", "process", "--limit", str(limit)]
+            services.start("worker", [*command, "--name", name], log, **{MLFLOW_UI: mlflow})
+            try:
+                write_json(address_file(root), {"prefect": f"{prefect}/api"})
+                print(f"worker      runs at the same time: {limit}; its log: runs/{log.name}", flush=True)
+                print("fcl submit METHOD --stream STREAM queues a run; Ctrl-C stops everything", flush=True)
+                raise RuntimeError(f"the {services.watch()} stopped by itself; the worker's log is runs/{log.name}")
+            finally:
+                address_file(root).unlink(missing_ok=True)
+                services.stop("worker")
+                take_up(root, POOL, name)
+
+
+def make_pool() -> None:
+    """Makes the process work pool where there is none."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.exceptions import ObjectNotFound
+
+    with get_client(sync_client=True) as client:
+        try:
+            client.read_work_pool(POOL)
+        except ObjectNotFound:
+            client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
+
+
+def deploy(root: Path, services: Services) -> None:
+    """Registers the deployments of prefect.yaml."""
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
+    done = subprocess.run(command, cwd=root, env=services.environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"prefect deploy --all: {(done.stderr or done.stdout).strip()[-500:]}")
