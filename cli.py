@@ -90,7 +90,7 @@ def submit(
     stream: StreamName,
     seed: Seed = 0,
     sets: Sets = None,
-    out: Annotated[str | None, typer.Option(help="below the project's folder; default: as fcl run")] = None,
+    out: Annotated[str, typer.Option(help="below the project's folder; default: results/STREAM/METHOD/seed-N")] = "",
     deployment: Annotated[str, typer.Option(metavar="NAME", help="of flow experiment in prefect.yaml")] = "default",
 ) -> None:
     """Queue one experiment for a worker and print its address in the Prefect UI."""

@@ -27,6 +27,7 @@ from .submission import Order, place, queue
 
 settings.apply()
 FORMS = Forms()
+# Defaults below are empty, not None, since the form sends what it shows; nothing changes them.
 
 Seed = Annotated[int, Field(ge=0)]
 
@@ -36,18 +37,18 @@ def experiment(
     method: Annotated[str, WithJsonSchema(FORMS.method)],
     stream: Annotated[str, WithJsonSchema(FORMS.stream)],
     seed: Seed = 0,
-    method_parameters: Annotated[dict[str, Any] | None, WithJsonSchema(FORMS.method_parameters)] = None,
-    train: Annotated[dict[str, Any] | None, WithJsonSchema(FORMS.train)] = None,
-    run: Annotated[dict[str, Any] | None, WithJsonSchema(FORMS.run)] = None,
-    sets: list[str] = [],  # noqa: B006 - read only; None would be another choice in the form
-    out: str | None = None,
+    method_parameters: Annotated[dict[str, Any], WithJsonSchema(FORMS.method_parameters)] = {},  # noqa: B006
+    train: Annotated[dict[str, Any], WithJsonSchema(FORMS.train)] = {},  # noqa: B006
+    run: Annotated[dict[str, Any], WithJsonSchema(FORMS.run)] = {},  # noqa: B006
+    sets: list[str] = [],  # noqa: B006
+    out: str = "",
 ) -> State:
     """One method on one stream, as `fcl run METHOD --stream STREAM`.
 
     Args:
         seed: the experiment seed; all randomness derives from it
         sets: any other key of params.yaml, as KEY=VALUE; for example streams.digits.clients=10 or model.name=mlp
-        out: folder of the results, below the project's; by default results/STREAM/METHOD/seed-N
+        out: folder of the results, below the project's; empty: results/STREAM/METHOD/seed-N
     """
     from tasks.run import finished_results
 
@@ -57,7 +58,7 @@ def experiment(
     root = project_root()
     console = Console(width=1000)  # a line of the log is not wrapped
     try:
-        order = Order(method, stream, seed, method_parameters or {}, train or {}, run or {}, sets, out)
+        order = Order(method, stream, seed, method_parameters, train, run, sets, out)
         spec, results = order.experiment(root), place(order, root)
         finished = finished_results(results)
         with marked(root, runtime.flow_run.id), console.capture() as said:
@@ -76,8 +77,8 @@ def sweep(
     methods: Annotated[list[str], WithJsonSchema({"type": "array", "items": FORMS.method})],
     streams: Annotated[list[str], WithJsonSchema({"type": "array", "items": FORMS.stream})],
     seeds: list[Seed] = [0, 1, 2],  # noqa: B006
-    train: Annotated[dict[str, Any] | None, WithJsonSchema(FORMS.train)] = None,
-    run: Annotated[dict[str, Any] | None, WithJsonSchema(FORMS.run)] = None,
+    train: Annotated[dict[str, Any], WithJsonSchema(FORMS.train)] = {},  # noqa: B006
+    run: Annotated[dict[str, Any], WithJsonSchema(FORMS.run)] = {},  # noqa: B006
     sets: list[str] = [],  # noqa: B006
     out: str = "results",
     deployment: str = "default",
@@ -94,7 +95,7 @@ def sweep(
     """
     root = project_root()
     orders = [
-        Order(method, stream, seed, {}, train or {}, run or {}, sets, f"{out}/{stream}/{method}/seed-{seed}")
+        Order(method, stream, seed, {}, train, run, sets, f"{out}/{stream}/{method}/seed-{seed}")
         for stream in streams
         for method in methods
         for seed in seeds

@@ -17,6 +17,8 @@ from parameters import project_root, read, section
 from run_parameters import RunParameters
 
 Schema = dict[str, Any]
+KINDS = {"integer": "number", "number": "number", "string": "text", "array": "list", "null": "none"}
+TABS = 6  # in a row, so that a row is not wider than the page
 
 
 class Forms:
@@ -27,32 +29,39 @@ class Forms:
 
     @property
     def method(self) -> Schema:
-        return {"type": "string", "enum": methods.names(), "description": "`fcl methods` says what each is"}
+        return {"type": "string", "enum": methods.names(), "description": "what runs; fcl methods says what each is"}
 
     @property
     def stream(self) -> Schema:
-        about = "a stream of params.yaml; `fcl streams` says what each is"
+        about = "a stream of params.yaml; fcl streams says what each is"
         return {"type": "string", "enum": list(self.params["streams"]), "description": about}
 
     @property
     def train(self) -> Schema:
-        about = "Local training. A stream may have values of its own: params.yaml, streams.NAME.train."
+        about = "local training; a stream may have defaults of its own, in params.yaml below streams.NAME.train"
         return fields(TrainParameters, self.params["train"]) | {"title": "train", "description": about}
 
     @property
     def run(self) -> Schema:
-        about = "How the work is done; nothing here changes a result."
+        about = "how the work is done; nothing here changes a result"
         return fields(RunParameters, self.params["run"]) | {"title": "run", "description": about}
 
     @property
     def method_parameters(self) -> Schema:
-        """One section of fields for each method that has parameters."""
+        """The fields of each method that has parameters: a row of tabs for parts of the alphabet, in them a tab each.
+
+        The UI shows a choice of several schemas as one row of tabs, however many they are.
+        """
         known = [name for name in methods.names() if methods.get(name).Params.model_fields]
-        several = [
-            fields(methods.get(name).Params, section(self.params["methods"], name, "methods.")) | {"title": name}
-            for name in known
+        parts = [known[start : start + TABS] for start in range(0, len(known), TABS)]
+        choices = [
+            {"title": f"{part[0]} to {part[-1]}", "anyOf": [self._of_method(name) for name in part]} for part in parts
         ]
-        return {"anyOf": several, "description": "The parameters of the method that is chosen above."}
+        return {"anyOf": choices, "description": "the method's own parameters: look for its name"}
+
+    def _of_method(self, name: str) -> Schema:
+        values = section(self.params["methods"], name, "methods.")
+        return fields(methods.get(name).Params, values) | {"title": name}
 
 
 def fields(model: type[BaseModel], values: Mapping[str, Any]) -> Schema:
@@ -73,19 +82,22 @@ def _plain(schema: Schema, definitions: Mapping[str, Schema], values: Any) -> Sc
         value = values[name] if given else field.get("default")
         target = definitions.get(field.get("$ref", "").rpartition("/")[2])
         if target:
-            described = {"description": _sentence(field.get("description", ""))}
-            found[name] = {**_plain(target, definitions, value or {}), **described, "title": name}
+            about = {"title": name, "description": field.get("description", "")}
+            found[name] = _plain(target, definitions, value or {}) | about
             continue
         field = {key: part for key, part in field.items() if key != "default"}
-        branches = [each for each in field.pop("anyOf", []) if value is not None or each.get("type") != "null"]
+        branches = [_branch(each) for each in field.pop("anyOf", []) if value is not None or each["type"] != "null"]
         field |= {"anyOf": branches} if len(branches) > 1 else branches[0] if branches else {}
-        known = "" if value is None and not given else f" Default: {_text(value)}."
-        found[name] = {**field, "title": name, "description": _sentence(field.get("description", "")) + known}
+        words = [field.get("description", "")] + [f"default: {_text(value)}"] * (given or value is not None)
+        found[name] = field | {"title": name, "description": "; ".join(words)}
     return {"type": "object", "properties": found, "additionalProperties": False}
 
 
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:] + "." if text else ""
+def _branch(schema: Schema) -> Schema:
+    """One of several kinds of value, with a word for its tab; a word that stands for itself is picked, not typed."""
+    if "const" in schema:
+        return {"type": schema["type"], "enum": [schema["const"]], "title": str(schema["const"])}
+    return schema | {"title": KINDS.get(schema["type"], schema["type"])}
 
 
 def _text(value: Any) -> str:

@@ -14,7 +14,7 @@ from PIL import Image
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactCreate
 
-from metrics.comparison import COLUMNS
+from metrics.comparison import COLUMNS, PERCENT
 from parameters import Experiment
 from tasks.delivery import tracking_uri
 from tasks.results import read_json
@@ -59,7 +59,7 @@ def page(title: str, out: Path, root: Path) -> str:
     """Markdown: a table of the main metrics, the accuracy figure, the MLflow run and the folder."""
     metrics, about = read_json(out / "metrics.json"), read_json(out / "run.json")
     rows = [
-        f"| {heading} | {factor * metrics[name]:.1f} {'%' if factor == 100 else ''} |"
+        f"| {name.replace('_', ' ') if factor == PERCENT else heading} | {factor * metrics[name]:.1f}{unit(factor)} |"
         for heading, (name, factor) in COLUMNS.items()
         if name in metrics
     ]
@@ -81,6 +81,11 @@ def page(title: str, out: Path, root: Path) -> str:
     return "\n".join(lines)
 
 
+def unit(factor: float) -> str:
+    """Of a metric that is shown multiplied by `factor`."""
+    return " %" if factor == PERCENT else ""
+
+
 def mlflow_link(about: dict, root: Path) -> str:
     """A link to the MLflow run where a server of it is known, else its id."""
     run, experiment = about.get("mlflow_run"), about.get("mlflow_experiment")
@@ -99,5 +104,5 @@ def figure(path: Path) -> str:
         small = picture.convert("RGB")
         small.thumbnail((FIGURE_WIDTH, FIGURE_WIDTH))
         packed = io.BytesIO()
-        small.quantize(32).save(packed, "PNG", optimize=True)
+        small.quantize(64).save(packed, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(packed.getvalue()).decode()

@@ -152,7 +152,7 @@ def user_interfaces(root: Path) -> Iterator[tuple[Services, str, str]]:
             where = ("--host", HOST, "--port", mlflow.rpartition(":")[2], "--workers", "1")
             services.start("MLflow", ["mlflow", "server", "--backend-store-uri", store, *where])
         services.wait_for("Prefect", f"{prefect}/api/health")
-        print(f"Prefect UI  {prefect}/runs", flush=True)
+        print(f"Prefect UI  {prefect}/v2/runs", flush=True)
         if not remote:
             services.wait_for("MLflow", mlflow)
         print(f"MLflow UI   {mlflow}/#/experiments", flush=True)

@@ -26,7 +26,7 @@ class Order:
     Attributes:
         method_parameters, train, run: what is given of these sections; the others' values are those of params.yaml.
         sets: KEY=VALUE, as `fcl run --set`; they win over the sections.
-        out: folder of the results below the project's folder; None: results/STREAM/METHOD/seed-N.
+        out: folder of the results below the project's folder; empty: results/STREAM/METHOD/seed-N.
     """
 
     method: str
@@ -36,7 +36,7 @@ class Order:
     train: Mapping[str, Any] = field(default_factory=dict)
     run: Mapping[str, Any] = field(default_factory=dict)
     sets: Sequence[str] = ()
-    out: str | None = None
+    out: str = ""
 
     @property
     def title(self) -> str:
@@ -82,7 +82,7 @@ def place(order: Order, root: Path) -> Path:
     """
     inner = PurePosixPath(order.out or f"results/{order.stream}/{order.method}/seed-{order.seed}")
     if inner.is_absolute() or ".." in inner.parts or inner == PurePosixPath("."):
-        raise InputError(f"out: expected a folder below the project's, such as results/try-1 (got {order.out!r})")
+        raise InputError(f"out: expected a folder below the project's, such as results/try-1 (got '{order.out}')")
     return root / inner
 
 
@@ -107,10 +107,10 @@ def queue(order: Order, deployment: str, tags: Sequence[str] = ()) -> Queued:
     """
     from prefect.client.orchestration import get_client
     from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
-    from prefect.utilities.urls import url_for
+    from prefect.settings import get_current_settings
 
     name = f"experiment/{deployment}"
-    given = {key: value for key, value in asdict(order).items() if value not in ({}, [], (), None)}
+    given = {key: value for key, value in asdict(order).items() if value not in ({}, [], (), "")}
     with get_client(sync_client=True) as client:
         try:
             found = client.read_deployment_by_name(name)
@@ -122,7 +122,8 @@ def queue(order: Order, deployment: str, tags: Sequence[str] = ()) -> Queued:
             raise InputError(f"no deployment {name} on {where}; run `prefect deploy --all` in this folder") from None
         except PrefectHTTPStatusError as error:
             raise InputError(f"the server refuses the run: {error.response.json().get('detail')}") from None
-    return Queued(order.title, str(run.id), url_for(run) or "")
+        ui = (get_current_settings().ui_url or str(client.api_url).removesuffix("/api/")).rstrip("/")
+    return Queued(order.title, str(run.id), f"{ui}/v2/runs/flow-run/{run.id}")
 
 
 def submit(order: Order, root: Path, deployment: str) -> Queued:
