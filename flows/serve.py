@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from errors import InputError
@@ -19,45 +20,51 @@ POOL = "fcl"
 
 
 def serve(root: Path, limit: int) -> None:
-    """Brings all of it up, prints the addresses, and blocks.
+    """Brings all of it up, prints the addresses, and blocks until Ctrl-C; what runs then waits for the next worker.
 
     Args:
         root: the project's folder, with prefect.yaml.
         limit: runs that the worker computes at the same time, at least 1.
     Raises:
-        InputError: there is no prefect.yaml.
+        InputError: there is no prefect.yaml, or `limit` is 0.
         NotStarted: a server did not start.
         RuntimeError: the deployments are refused, or a service ended by itself.
-        KeyboardInterrupt: Ctrl-C; everything has ended, and what ran waits for the next worker.
     """
     if not (root / "prefect.yaml").is_file():
-        raise InputError(f"no prefect.yaml in {root}: fcl serve needs the deployments that it describes")
+        raise InputError(f"no prefect.yaml in {root}: expected the deployments that fcl serve registers")
+    if limit < 1:
+        raise InputError(f"--limit must be at least 1 (got {limit})")
     deliver(root)
-    name = f"fcl serve on {socket.gethostname()}"
-    with user_interfaces(root) as (services, prefect, mlflow):
+    with suppress(KeyboardInterrupt), user_interfaces(root) as (services, prefect, mlflow):
         os.environ["PREFECT_API_URL"] = f"{prefect}/api"
         from prefect.settings import PREFECT_API_URL, temporary_settings
-
-        from .resumption import take_up
 
         with temporary_settings({PREFECT_API_URL: f"{prefect}/api"}):
             make_pool()
             deploy(root, services)
-            if again := take_up(root, POOL, name):
-                print(f"resuming    {again} interrupted run{'s' * (again > 1)}", flush=True)
-            log = root / "runs" / "worker.log"
-            log.parent.mkdir(exist_ok=True)
-            command = ["prefect", "worker", "start", "--pool", POOL, "--type", "process", "--limit", str(limit)]
-            services.start("worker", [*command, "--name", name], log, **{MLFLOW_UI: mlflow})
-            try:
-                write_json(address_file(root), {"prefect": f"{prefect}/api"})
-                print(f"worker      runs at the same time: {limit}; its log: runs/{log.name}", flush=True)
-                print("fcl submit METHOD --stream STREAM queues a run; Ctrl-C stops everything", flush=True)
-                raise RuntimeError(f"the {services.watch()} stopped by itself; the worker's log is runs/{log.name}")
-            finally:
-                address_file(root).unlink(missing_ok=True)
-                services.stop("worker")
-                take_up(root, POOL, name)
+            work(root, limit, services, prefect, mlflow)
+
+
+def work(root: Path, limit: int, services: Services, prefect: str, mlflow: str) -> None:
+    """Starts the worker and blocks; afterwards its runs wait for the next one."""
+    from .resumption import take_up
+
+    name = f"fcl serve on {socket.gethostname()}"
+    if again := take_up(root, POOL, name):
+        print(f"resuming    {again} interrupted run{'s' * (again > 1)}", flush=True)
+    log = root / "runs" / "worker.log"
+    log.parent.mkdir(exist_ok=True)
+    command = ["prefect", "worker", "start", "--pool", POOL, "--type", "process", "--limit", str(limit)]
+    services.start("worker", [*command, "--name", name], log, **{MLFLOW_UI: mlflow})
+    try:
+        write_json(address_file(root), {"prefect": f"{prefect}/api"})
+        print(f"worker      runs at the same time: {limit}; its log: runs/{log.name}", flush=True)
+        print("fcl submit METHOD --stream STREAM queues a run; Ctrl-C stops everything", flush=True)
+        raise RuntimeError(f"the {services.watch()} stopped by itself; the worker's log is runs/{log.name}")
+    finally:
+        address_file(root).unlink(missing_ok=True)
+        services.stop("worker")
+        take_up(root, POOL, name)
 
 
 def make_pool() -> None:

@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from .server import end_with_parent
+
 START_LIMIT = 90  # seconds
 HOST = "127.0.0.1"  # whoever reaches Prefect's API can run code with a worker's rights
 
@@ -52,6 +54,7 @@ class Services:
             cwd=self.root,
             env={**self.environment, **environment},
             start_new_session=True,  # Ctrl-C is for this process, which ends the others
+            preexec_fn=end_with_parent,
             stdin=subprocess.DEVNULL,
             stdout=said,
             stderr=said,
