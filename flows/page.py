@@ -20,7 +20,8 @@ from tasks.delivery import tracking_uri
 from tasks.results import read_json
 from tasks.run import Run
 
-MLFLOW_UI = "FCL_MLFLOW_UI"  # in the environment: where `fcl serve` shows what lies in a local database
+from .services import MLFLOW_UI
+
 FIGURE_WIDTH = 760  # pixels; the artifact lies in Prefect's database
 
 

@@ -6,6 +6,8 @@ ends. So a mark with a free lock is a run that was killed, by Ctrl-C of `fcl ser
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +19,9 @@ from prefect.client.schemas.objects import StateType
 from prefect.exceptions import ObjectNotFound
 from prefect.states import AwaitingRetry
 
+from .server import end_with_parent
+from .services import SERVED
+
 LEAVING = 3.0  # seconds in which a process that was just killed is gone
 WHY = "interrupted; goes on from its last finished round"
 
@@ -24,6 +29,8 @@ WHY = "interrupted; goes on from its last finished round"
 @contextmanager
 def marked(root: Path, flow_run: str) -> Iterator[None]:
     """This process works on `flow_run`. The mark goes with the block unless the process is killed or interrupted."""
+    if SERVED in os.environ:  # Prefect lets the runs of a killed worker go on, which nothing waits for here
+        end_with_parent(signal.SIGKILL)
     mark = root / "runs" / "deployed" / f"{flow_run}.run"
     mark.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(mark.with_suffix(".lock")):

@@ -12,8 +12,7 @@ from pathlib import Path
 from errors import InputError
 from tasks.files import write_json
 
-from .page import MLFLOW_UI
-from .services import Services, address_file, user_interfaces
+from .services import MLFLOW_UI, SERVED, Services, address_file, user_interfaces
 from .ui import deliver
 
 POOL = "fcl"
@@ -55,7 +54,7 @@ def work(root: Path, limit: int, services: Services, prefect: str, mlflow: str) 
     log = root / "runs" / "worker.log"
     log.parent.mkdir(exist_ok=True)
     command = ["prefect", "worker", "start", "--pool", POOL, "--type", "process", "--limit", str(limit)]
-    services.start("worker", [*command, "--name", name], log, **{MLFLOW_UI: mlflow})
+    services.start("worker", [*command, "--name", name], log, **{MLFLOW_UI: mlflow, SERVED: "1"})
     try:
         write_json(address_file(root), {"prefect": f"{prefect}/api"})
         print(f"worker      runs at the same time: {limit}; its log: runs/{log.name}", flush=True)

@@ -81,10 +81,10 @@ _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
-def end_with_parent() -> None:
-    """In a new process: SIGTERM when the one that started it ends, also when that is killed. On Linux only."""
+def end_with_parent(number: int = signal.SIGTERM) -> None:
+    """This process gets a signal when the one that started it ends, also when that is killed. On Linux only."""
     if _libc:
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        _libc.prctl(_PR_SET_PDEATHSIG, number)
 
 
 def _step_back() -> None:

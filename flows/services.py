@@ -20,6 +20,8 @@ START_LIMIT = 90  # seconds
 HOST = "127.0.0.1"  # whoever reaches Prefect's API can run code with a worker's rights
 
 
+# What `fcl serve` tells its worker in the environment: where MLflow shows a local database, and that all ends together.
+MLFLOW_UI, SERVED = "FCL_MLFLOW_UI", "FCL_SERVED"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 

@@ -15,6 +15,8 @@ from urllib.request import Request, urlopen
 import pytest
 import yaml
 
+from errors import InputError
+
 PROJECT = Path(__file__).resolve().parents[2]
 SLOW = ("train.batch_size=4", "train.local_epochs=10")  # long enough to be killed in the middle
 
@@ -203,20 +205,64 @@ def test_prefect_yaml_names_flows_that_take_its_parameters(first, served):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("asked", "words"),
     [
-        (["fedavgg", "--stream", "digits"], ["fedavgg", "did you mean fedavg"]),
-        (["fedavg", "--stream", "digits", "--set", "train.rounds=0"], ["train.rounds", "at least 1", "got 0"]),
-        (["fedavg", "--stream", "digits", "--set", "train.clients_per_round=9"], ["train.clients_per_round", "got 9"]),
-        (["fedavg", "--stream", "digits", "--out", "../elsewhere"], ["out", "below the project's", "../elsewhere"]),
-        (["fedavg", "--stream", "digits", "--deployment", "tpu"], ["experiment/tpu", "prefect deploy --all"]),
+        ({"method": "fedavgg"}, ["fedavgg", "did you mean fedavg"]),
+        ({"seed": -1}, ["seed", "0 or more", "got -1"]),
+        ({"sets": ["train.rounds=0"]}, ["train.rounds", "at least 1", "got 0"]),
+        ({"train": {"clients_per_round": 9}}, ["train.clients_per_round", "got 9"]),
+        ({"method": "fedprox", "method_parameters": {"weight": 2}}, ["methods.fedprox.weight", "mu"]),
+        ({"out": "../elsewhere"}, ["out", "below the project's", "../elsewhere"]),
     ],
 )
-def test_what_is_wrong_is_refused_before_it_is_queued(first, served, arguments, words):
-    status, said, error = served.fcl("submit", *arguments)
-    assert (status, said) == (2, "")
-    assert error.count("\n") == 1
-    assert [word for word in words if word not in error] == []
+def test_what_is_wrong_is_refused_before_it_is_queued(first, served, asked, words):
+    from flows.submission import Order, submit
+
+    with pytest.raises(InputError) as refused:
+        submit(Order(**{"method": "fedavg", "stream": "digits", **asked}), served.root, "default")
+    assert [word for word in words if word not in str(refused.value)] == []
+
+
+def test_an_unknown_deployment_is_refused(first, served):
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from flows.submission import Order, submit
+
+    with (
+        temporary_settings({PREFECT_API_URL: served.api}),
+        pytest.raises(InputError, match=r"no deployment experiment/tpu"),
+    ):
+        submit(Order("fedavg", "digits"), served.root, "tpu")
+
+
+def test_sections_of_a_form_mean_what_they_say(served):
+    """Whatever a field holds, `--set` reads it back as that."""
+    import methods
+    from flows.submission import Order
+
+    train = {"learning_rate": 1e-5, "clients_per_round": "all", "augmentation": {"flip": True, "crop": 2}}
+    spec = Order("fedavg", "digits", train=train, sets=["train.augmentation.crop=1"]).experiment(served.root)
+    assert (spec.train.learning_rate, spec.train.clients_per_round) == (1e-5, "all")
+    assert (spec.train.augmentation.flip, spec.train.augmentation.crop) == (True, 1)
+    for name in methods.names():
+        defaults = methods.get(name).Params().model_dump(mode="json")
+        texts = assignments_of(name, defaults)
+        assert texts == defaults, name
+
+
+def assignments_of(method: str, values: dict) -> dict:
+    """Values written for `--set` and read again, as a section."""
+    from flows.submission import assignments
+
+    found: dict = {}
+    for text in assignments(method, values):
+        key, _, value = text.partition("=")
+        *sections, last = key.split(".")[1:]
+        place = found
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[last] = yaml.safe_load(value)
+    return found
 
 
 @pytest.mark.parametrize("wrong", [{"train": {"rounds": 0}}, {"method": "fedavgg"}, {"run": {"wrokers": 1}}])
@@ -225,7 +271,7 @@ def test_the_server_refuses_what_does_not_fit_the_form(first, served, wrong):
 
     with served.client() as client:
         found = client.read_deployment_by_name("experiment/default")
-        with pytest.raises(PrefectHTTPStatusError, match="422"):
+        with pytest.raises(PrefectHTTPStatusError, match=r"409 Conflict.*Validation failed for field"):
             client.create_flow_run_from_deployment(
                 found.id, parameters={"method": "fedavg", "stream": "digits", **wrong}
             )
@@ -281,13 +327,11 @@ def test_a_killed_worker_ends_serve_and_the_next_one_resumes_its_run(
     first, wrong_together, served, play_run, eventually
 ):
     served.finished(wrong_together)
+    (worker,) = [number for number, command in served.processes().items() if "prefect worker start" in command]
     victim = served.submit("fedavg", "--stream", "digits", "--seed", "3", *(f"--set={each}" for each in SLOW))
     checkpoints = (served.root / "runs").glob
     eventually(lambda: list(checkpoints("digits-fedavg-3-*/checkpoint.json")), "a checkpoint")
-    workers = [number for number, command in served.processes().items() if "prefect worker start" in command]
-    assert workers
-    for number in workers:
-        os.kill(number, signal.SIGKILL)
+    os.kill(worker, signal.SIGKILL)
     _, errors = served.process.communicate()
     assert served.process.returncode == 1
     assert "the worker stopped by itself" in errors
