@@ -67,12 +67,25 @@ def experiment(
         return Failed(message=str(error), name="Refused")
     if finished:
         show(spec, results, root, UUID(runtime.flow_run.id))
-    for line in said.get().splitlines():
+    lines = said.get().replace(f"{root}/", "").splitlines()
+    for line in lines:
         get_run_logger().info(line)
-    return Completed(message=said.get().splitlines()[-1])
+    return Completed(message=lines[-1])
 
 
-@flow(name="sweep", flow_run_name="{methods} x {streams} x {seeds}", validate_parameters=False)
+def title() -> str:
+    """A sweep's or a comparison's name in the UI, from its lists of parameters."""
+    given = {
+        name: ", ".join(map(str, value))
+        for name, value in runtime.flow_run.parameters.items()
+        if isinstance(value, list)
+    }
+    if "methods" not in given:
+        return f"comparison on {given['streams']}"
+    return f"{given['methods']} on {given['streams']}, seeds {given['seeds']}"
+
+
+@flow(name="sweep", flow_run_name=title, validate_parameters=False)
 def sweep(
     methods: Annotated[list[str], WithJsonSchema({"type": "array", "items": FORMS.method})],
     streams: Annotated[list[str], WithJsonSchema({"type": "array", "items": FORMS.stream})],
@@ -111,7 +124,7 @@ def sweep(
     return Completed(message=f"{len(lines)} experiments are queued")
 
 
-@flow(name="comparison", flow_run_name="comparison of {streams}", validate_parameters=False)
+@flow(name="comparison", flow_run_name=title, validate_parameters=False)
 def comparison(
     streams: Annotated[list[str], WithJsonSchema({"type": "array", "items": FORMS.stream})],
 ) -> State:

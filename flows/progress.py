@@ -57,7 +57,7 @@ class Teller:
 
     def tell(self, done: int, total: int, what: str) -> None:
         left = f"next: {what}" if done < total else "all rounds are done"
-        self._step = round(100 * done / total, 1), f"{self.run.experiment.title}: step {done} of {total}; {left}"
+        self._step = round(100 * done / total, 1), f"step {done} of {total}; {left}"
 
     def work(self) -> None:
         """The thread: tells at once, every few seconds, and at the end."""
