@@ -23,7 +23,7 @@ def serve(root: Path, limit: int) -> None:
 
     Args:
         root: the project's folder, with prefect.yaml.
-        limit: runs that the worker computes at the same time, at least 1.
+        limit: runs of the pool that go on at the same time, at least 1.
     Raises:
         InputError: there is no prefect.yaml, or `limit` is 0.
         NotStarted: a server did not start.
@@ -39,7 +39,7 @@ def serve(root: Path, limit: int) -> None:
         from prefect.settings import PREFECT_API_URL, temporary_settings
 
         with temporary_settings({PREFECT_API_URL: f"{prefect}/api"}):
-            make_pool()
+            make_pool(limit)
             deploy(root, services)
             work(root, limit, services, prefect, mlflow)
 
@@ -53,7 +53,7 @@ def work(root: Path, limit: int, services: Services, prefect: str, mlflow: str) 
         print(f"resuming    {again} interrupted run{'s' * (again > 1)}", flush=True)
     log = root / "runs" / "worker.log"
     log.parent.mkdir(exist_ok=True)
-    command = ["prefect", "worker", "start", "--pool", POOL, "--type", "process", "--limit", str(limit)]
+    command = ["prefect", "worker", "start", "--pool", POOL, "--type", "process"]
     services.start("worker", [*command, "--name", name], log, **{MLFLOW_UI: mlflow, SERVED: "1"})
     try:
         write_json(address_file(root), {"prefect": f"{prefect}/api"})
@@ -66,17 +66,22 @@ def work(root: Path, limit: int, services: Services, prefect: str, mlflow: str) 
         take_up(root, POOL, name)
 
 
-def make_pool() -> None:
-    """Makes the process work pool where there is none."""
+def make_pool(limit: int) -> None:
+    """Makes the process work pool where there is none; at most `limit` of its runs go on at the same time.
+
+    The pool's limit and not the worker's: a Prefect worker with a limit dies of a run that is retried right after it
+    crashed ("this borrower is already holding one of this CapacityLimiter's tokens").
+    """
     from prefect.client.orchestration import get_client
-    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
     from prefect.exceptions import ObjectNotFound
 
     with get_client(sync_client=True) as client:
         try:
             client.read_work_pool(POOL)
+            client.update_work_pool(POOL, WorkPoolUpdate(concurrency_limit=limit))
         except ObjectNotFound:
-            client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
+            client.create_work_pool(WorkPoolCreate(name=POOL, type="process", concurrency_limit=limit))
 
 
 def deploy(root: Path, services: Services) -> None:
