@@ -40,19 +40,22 @@ def natural(text: str | int) -> int:
     return number
 
 
+Method = Annotated[str, typer.Argument(help="a method (fcl methods lists them)")]
+Seed = Annotated[
+    int, typer.Option(parser=natural, metavar="N", help="the experiment seed; all randomness derives from it")
+]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="a key of params.yaml: train.rounds=1")
+]
 StreamName = Annotated[str, typer.Option("--stream", help="a stream of params.yaml (fcl streams lists them)")]
 
 
 @app.command()
 def run(
-    method: Annotated[str, typer.Argument(help="a method (fcl methods lists them)")],
+    method: Method,
     stream: StreamName,
-    seed: Annotated[
-        int, typer.Option(parser=natural, metavar="N", help="the experiment seed; all randomness derives from it")
-    ] = 0,
-    sets: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="a key of params.yaml: train.rounds=1")
-    ] = None,
+    seed: Seed = 0,
+    sets: Sets = None,
     out: Annotated[Path | None, typer.Option(help="default: results/STREAM/METHOD/seed-N")] = None,
     runner: Annotated[
         str | None, typer.Option(metavar="threads|processes|dask|ray", help="where tasks compute")
@@ -75,6 +78,34 @@ def run(
     spec = experiment(method, stream, seed, sets or [], root, runner=runner, address=address, workers=workers)
     place = out.resolve() if out else root / "results" / stream / method / f"seed-{seed}"
     conduct(spec, root, place, resume, console)
+
+
+@app.command()
+def serve(
+    limit: Annotated[int, typer.Option(parser=natural, metavar="N", help="runs at the same time")] = 1,
+) -> None:
+    """Prefect, MLflow, a work pool with a worker, and the deployments of prefect.yaml, until Ctrl-C."""
+    from flows.serve import serve as bring_up
+    from parameters import project_root
+
+    bring_up(project_root(), limit)
+
+
+@app.command()
+def submit(
+    method: Method,
+    stream: StreamName,
+    seed: Seed = 0,
+    sets: Sets = None,
+    out: Annotated[str, typer.Option(help="below the project's folder; default: results/STREAM/METHOD/seed-N")] = "",
+    deployment: Annotated[str, typer.Option(metavar="NAME", help="of flow experiment in prefect.yaml")] = "default",
+) -> None:
+    """Queue one experiment for a worker and print its address in the Prefect UI."""
+    from flows.submission import Order, submit
+    from parameters import project_root
+
+    queued = submit(Order(method, stream, seed, sets=sets or [], out=out), project_root(), deployment)
+    console.print(f"queued: {queued.title}\n{queued.address}", highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -53,9 +53,9 @@ def play(run: Run, tracker: Tracker | None = None) -> dict[str, float]:
                 from httpx import HTTPError
                 from prefect.exceptions import ObjectNotFound
                 from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-                from prefect.task_runners import ThreadPoolTaskRunner
 
-                from .experiment import experiment
+                from .experiment import start
+                from .page import show_results
 
                 run.workers.wait_until_ready()
             wait()
@@ -65,9 +65,8 @@ def play(run: Run, tracker: Tracker | None = None) -> dict[str, float]:
             if "PREFECT_API_URL" in os.environ:
                 now[PREFECT_API_URL] = os.environ["PREFECT_API_URL"]
             with temporary_settings(now):
-                runner = ThreadPoolTaskRunner(max_workers=run.workers.count)
                 try:
-                    experiment.with_options(task_runner=runner)(run.experiment.title, run.experiment.identity(), run)
+                    start(run)
                 except (HTTPError, ObjectNotFound) as error:  # gone, or back without its records
                     if not run.flow_runs:
                         raise
@@ -77,9 +76,11 @@ def play(run: Run, tracker: Tracker | None = None) -> dict[str, float]:
             description = describe(run)
             if tracker:
                 description["mlflow_run"] = tracker.run_id(run.experiment.run.tracking_patience)
+                description["mlflow_experiment"] = tracker.experiment_id
                 description["lineage"] = tracker.lineage
             interruption.heed()
             publish(run, folder, description)
+            show_results(run)
             if tracker:
                 tracker.deliver(file_record(run.root, run.folder.path, run.out))
         except BaseException as error:

@@ -81,12 +81,17 @@ _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
+def end_with_parent(number: int = signal.SIGTERM) -> None:
+    """This process gets a signal when the one that started it ends, also when that is killed. On Linux only."""
+    if _libc:
+        _libc.prctl(_PR_SET_PDEATHSIG, number)
+
+
 def _step_back() -> None:
     """In the server's process: keep out of training's way, leave Ctrl-C to the run that started it, end with it."""
     os.nice(10)
     os.setpgrp()
-    if _libc:
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    end_with_parent()
 
 
 def _has_server() -> bool:

@@ -47,7 +47,7 @@ class Report:
             run = (known and self._get(known["run_id"])) or self._found()
         continued = known if run and known and run.info.run_id == known["run_id"] else {}
         run = run or self._create()
-        self.run_id = run.info.run_id
+        self.run_id, self.experiment_id = run.info.run_id, run.info.experiment_id
         # A resumed run has cut off the lines that its checkpoint did not count.
         self.read = min(continued.get("delivered", 0), description["journal"])
         self.described = continued.get("described", False)
@@ -95,7 +95,8 @@ class Report:
         self._keep()
 
     def _keep(self) -> None:
-        self.keep({"run_id": self.run_id, "delivered": self.read, "described": self.described})
+        about = {"run_id": self.run_id, "experiment_id": self.experiment_id}
+        self.keep({**about, "delivered": self.read, "described": self.described})
 
     def catch_up(self, counted: int) -> None:
         """Reports the journal's new lines, up to byte `counted`: in one batch, however many rounds they hold."""

@@ -70,6 +70,12 @@ class Tracker:
             self._news.wait_for(lambda: self._known or self._over, patience)
             return self._known["run_id"] if self._known else None
 
+    @property
+    def experiment_id(self) -> str | None:
+        """The id of the MLflow experiment of `run_id`; None where that is."""
+        with self._news:
+            return self._known["experiment_id"] if self._known else None
+
     def deliver(self, record: Path) -> None:
         """The run is over, `record` holds what is to be delivered; does not wait."""
         with self._news:
