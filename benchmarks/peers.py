@@ -29,7 +29,7 @@ from pathlib import Path
 
 PEERS = Path(__file__).resolve().parent / "peers"
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
-LIMIT = 1200  # seconds of a job; the slowest measured takes 60
+LIMIT = 1200  # seconds of a job; the slowest took two minutes on a busy machine
 TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node", "2")
 
 
@@ -55,7 +55,7 @@ JOBS = {
     "flower-1": Job("flower_job.py", "flwr[simulation]==1.41.0", ("--workers", "1")),
     "flower-2": Job("flower_job.py", "flwr[simulation]==1.41.0", ("--workers", "2")),
 }
-# (one, other, target): clients per second of one / of the other
+# (one, other, target for clients per second of one / of the other)
 RATIOS = [
     ("fcl-threads-1", "loop", 1.0),
     ("fcl-1", "loop", 1.0),
@@ -139,13 +139,16 @@ def table(found: dict[str, list[dict]]) -> None:
 
 
 def ratios(found: dict[str, list[dict]]) -> None:
-    print("\n| | ratio | least and most | target |\n|---|---:|---:|---:|")
+    """Speeds, and beside them processor time, which a machine that is busy with other work disturbs less."""
+    print("\n| | clients/s | least and most | target | CPU time |\n|---|---:|---:|---:|---:|")
     for one, other, target in RATIOS:
-        pairs = zip(found.get(one, []), found.get(other, []), strict=False)
-        each = [a["clients_per_second"] / b["clients_per_second"] for a, b in pairs]
-        if each:
+        pairs = list(zip(found.get(one, []), found.get(other, []), strict=False))
+        if pairs:
+            speed = [a["clients_per_second"] / b["clients_per_second"] for a, b in pairs]
+            cost = statistics.median(a["cpu_ms_per_client"] / b["cpu_ms_per_client"] for a, b in pairs)
             aim = "" if target is None else f"{target:.1f}"
-            print(f"| {one} / {other} | {statistics.median(each):.2f} | {min(each):.2f} to {max(each):.2f} | {aim} |")
+            spread = f"{min(speed):.2f} to {max(speed):.2f}"
+            print(f"| {one} / {other} | {statistics.median(speed):.2f} | {spread} | {aim} | {cost:.2f} |")
 
 
 def main() -> None:
