@@ -159,6 +159,8 @@ def main() -> None:
     options.add_argument("--environments", type=Path, help="where they are kept; default: a temporary folder")
     options.add_argument("--json", type=Path, help="every run's line is added to this file")
     chosen = options.parse_args()
+    if chosen.rounds < 2:
+        options.error(f"--rounds must be at least 2, the first one is not counted (got {chosen.rounds})")
     found: dict[str, list[dict]] = {name: [] for name in chosen.only}
     failed: dict[str, str] = {}
     with ExitStack() as stack:
