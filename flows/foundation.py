@@ -22,7 +22,7 @@ from models.foundation import FoundationParameters
 from parameters import foundation_parameters, read, stream_parameters
 from run_parameters import run_parameters
 from streams.stream import build
-from tasks.delivery import tracking_uri
+from tasks.delivery import tracking_uri, without_credentials
 from tasks.files import write_json
 from tasks.foundation import Built
 from tasks.foundation import build as make
@@ -52,7 +52,7 @@ def prepare(stream: str, root: Path, console: Console, sets: Sequence[str] = ())
     describe(built, parameters, console)
     # Who was told of this very model. Streams that differ in their clients alone have the same one.
     known = root / "runs" / "foundations" / f"{built.folder.name}-{built.record['digest']}.json"
-    uri = tracking_uri(root)
+    uri = without_credentials(tracking_uri(root))
     told = read_json(known) if known.exists() else {}
     if told.get("uri") != uri or "version" not in told:
         try:

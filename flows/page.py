@@ -16,7 +16,7 @@ from prefect.client.schemas.actions import ArtifactCreate
 
 from metrics.comparison import COLUMNS, PERCENT
 from parameters import Experiment
-from tasks.delivery import tracking_uri
+from tasks.delivery import tracking_uri, without_credentials
 from tasks.results import read_json
 from tasks.run import Run
 
@@ -92,7 +92,7 @@ def mlflow_link(about: dict, root: Path) -> str:
     run, experiment = about.get("mlflow_run"), about.get("mlflow_experiment")
     if not run:
         return "not yet: MLflow could not be reached, the next run sends the records"
-    uri = tracking_uri(root)
+    uri = without_credentials(tracking_uri(root))
     server = uri if uri.startswith(("http://", "https://")) else os.environ.get(MLFLOW_UI)
     if not server or not experiment:
         return f"run `{run}`"

@@ -14,6 +14,7 @@ import time
 from contextlib import chdir
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from filelock import FileLock, Timeout
 
@@ -25,6 +26,12 @@ SLOW = 120  # seconds; a record that another process has been sending for so lon
 def tracking_uri(root: Path) -> str:
     """Where MLflow is: `MLFLOW_TRACKING_URI`, or a database in the project's folder."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}"
+
+
+def without_credentials(uri: str) -> str:
+    """The address as it may be shown and kept: without user and password."""
+    about = urlsplit(uri)
+    return about._replace(netloc=about.netloc.rpartition("@")[2]).geturl() if "@" in about.netloc else uri
 
 
 def file_record(root: Path, folder: Path, results: Path) -> Path | None:

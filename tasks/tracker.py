@@ -29,7 +29,9 @@ POLL = 0.3  # seconds between looks into the journal
 STOP_LIMIT = 10  # seconds in which MLflow must take that a run has stopped
 
 
-def follow(folder: Path, orders: SimpleQueue, answer: Callable[[dict[str, Any]], None]) -> dict[str, str] | None:
+def follow(
+    folder: Path, uri: str, orders: SimpleQueue, answer: Callable[[dict[str, Any]], None]
+) -> dict[str, str] | None:
     """Reports the run in `folder` while it lasts; its last order, or None: it is gone without one."""
     last, ended, report, deadline = None, False, None, float("inf")
     while True:
@@ -42,7 +44,7 @@ def follow(folder: Path, orders: SimpleQueue, answer: Callable[[dict[str, Any]],
         if ended and not last and not report:
             return None  # MLflow does not know of the run; a resumed one has a tracker of its own
         try:
-            report = report or begin(folder, answer)
+            report = report or begin(folder, uri, answer)
             report.catch_up(counted(folder))
             if ended:
                 report.stop(last["status"] if last else "KILLED")
@@ -53,10 +55,11 @@ def follow(folder: Path, orders: SimpleQueue, answer: Callable[[dict[str, Any]],
             return last
 
 
-def begin(folder: Path, answer: Callable[[dict[str, Any]], None]) -> Report:
+def begin(folder: Path, uri: str, answer: Callable[[dict[str, Any]], None]) -> Report:
     from .reporting import Report
 
-    about, known = json.loads((folder / "tracking.json").read_text()), folder / "mlflow.json"
+    about = json.loads((folder / "tracking.json").read_text()) | {"uri": uri}
+    known = folder / "mlflow.json"
     return Report(about, folder / "journal.jsonl", json.loads(known.read_text()) if known.exists() else None, answer)
 
 
@@ -104,16 +107,16 @@ def main() -> None:
     order = orders.get()
     if not order:
         return
-    folder = Path(order["follow"])
+    folder, uri = Path(order["follow"]), order["uri"]
     log_into(folder)
     about = json.loads((folder / "tracking.json").read_text())
     os.chdir(about["root"])  # MLflow puts the artifacts of a local database under the current folder
     # The tracker of a killed run ends within a second or so; until then its successor waits here.
     with FileLock(folder.parent / "locks" / f"{folder.name}.tracker.lock"):
-        last = follow(folder, orders, answer)
+        last = follow(folder, uri, orders, answer)
     if not last or "deliver" not in last:
         return
-    record, root, uri = Path(last["deliver"]), Path(about["root"]), about["uri"]
+    record, root = Path(last["deliver"]), Path(about["root"])
     with suppress(FileNotFoundError):  # another tracker was faster
         log_into(record)
     os.nice(10)  # the next run may have begun

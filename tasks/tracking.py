@@ -60,9 +60,9 @@ class Tracker:
         """Reports the run in `folder` from now on, or goes on where a killed run's tracker stopped."""
         about = folder / "tracking.json"  # there is one where a run is resumed
         self.lineage = json.loads(about.read_text())["lineage"] if about.exists() else uuid.uuid4().hex
-        write_json(about, {**description, "root": str(root), "uri": tracking_uri(root), "lineage": self.lineage})
+        write_json(about, {**description, "root": str(root), "lineage": self.lineage})
         self._folder = folder
-        self._order(follow=str(folder))
+        self._order(follow=str(folder), uri=tracking_uri(root))  # not by way of a file: it may hold a password
 
     def run_id(self, patience: float) -> str | None:
         """The MLflow run's id; None where MLflow has not answered after `patience` seconds or the tracker has ended."""
