@@ -140,6 +140,18 @@ def test_serve_says_where_the_user_interfaces_are(first):
     assert sum(word.startswith("http://127.0.0.1") for word in words) == 2
 
 
+def test_all_servers_listen_on_this_machine_only(first, served):
+    psutil = pytest.importorskip("psutil")
+    listening = [
+        connection.laddr.ip
+        for number in served.processes()
+        for connection in psutil.Process(number).net_connections(kind="inet")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert len(listening) >= 2  # Prefect and MLflow
+    assert set(listening) <= {"127.0.0.1", "::1"}
+
+
 def test_the_form_asks_for_methods_and_streams_by_name(schema, served):
     import methods
 
