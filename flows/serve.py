@@ -6,8 +6,11 @@ import os
 import socket
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from errors import InputError
 from tasks.files import write_json
@@ -25,7 +28,7 @@ def serve(root: Path, limit: int) -> None:
         root: the project's folder, with prefect.yaml.
         limit: runs of the pool that go on at the same time, at least 1.
     Raises:
-        InputError: there is no prefect.yaml, or `limit` is 0.
+        InputError: there is no prefect.yaml, `limit` is 0, or another `fcl serve` is running in the folder.
         NotStarted: a server did not start.
         RuntimeError: the deployments are refused, or a service ended by itself.
     """
@@ -34,7 +37,7 @@ def serve(root: Path, limit: int) -> None:
     if limit < 1:
         raise InputError(f"--limit must be at least 1 (got {limit})")
     deliver(root)
-    with suppress(KeyboardInterrupt), user_interfaces(root) as (services, prefect, mlflow):
+    with alone(root), suppress(KeyboardInterrupt), user_interfaces(root) as (services, prefect, mlflow):
         os.environ["PREFECT_API_URL"] = f"{prefect}/api"
         from prefect.settings import PREFECT_API_URL, temporary_settings
 
@@ -42,6 +45,25 @@ def serve(root: Path, limit: int) -> None:
             make_pool(limit)
             deploy(root, services)
             work(root, limit, services, prefect, mlflow)
+
+
+@contextmanager
+def alone(root: Path) -> Iterator[None]:
+    """Holds the project's lock: a second one here would take up the first one's runs.
+
+    Raises:
+        InputError: another `fcl serve` is running in `root`.
+    """
+    lock = FileLock(root / "runs" / "locks" / "serve.lock")
+    Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(f"fcl serve is already running in {root}; submit to it, or end it first") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def work(root: Path, limit: int, services: Services, prefect: str, mlflow: str) -> None:

@@ -51,6 +51,9 @@ class TAP(FedAvgFT):
     of a number of minibatches, no accumulation of gradients, x_i <- the server's model at stage 2 where a client
     never took part, and in an ordinary stream, which has one task, all is replaced or nothing.
 
+    [ours] With `last_replacement` stage 2 begins with stage 1's comparison, T_i and its losses in the place of w's:
+        if h_l[o] + margin_o < h_p[o]:          x_i <- T_i in every component that o uses.
+
     `stage1` is x_i before stage 2. With `as_released` two defects of the released code come back (no part of the fusion
     reaches clients: theirs begins at the common start every time; experts of a classification task are never
     replaced), and images are compared by the softmax of their rows of pixels.
@@ -79,9 +82,7 @@ class TAP(FedAvgFT):
         received = self.begin(client)
         shared, federated = self.learn(received, client, self.setting.train)
         own = client.state.part("model") or self.setting.initial_model(self.setting.place(client.id))
-        kept = client.state.values
-        # Of an earlier experience, whose samples were others: its losses are not compared.
-        before: Mapping[str, float] = kept["losses"] if kept.get("experience") == client.moment.experience else {}
+        before = self.last_losses(client)
         better = self.better(received, federated, before)
         model = self.setting.load(self.renewed(own, received, better, client.id), client.id)
         again, personal = self.learn(model, replace(client, draws="personal") if better else client, self.setting.train)
@@ -94,6 +95,11 @@ class TAP(FedAvgFT):
             for task, loss in federated.items()
         ]
         return replace(shared, state=state, steps=shared.steps + again.steps, tables={"replacements": rows})
+
+    def last_losses(self, client: Client) -> Mapping[str, float]:
+        """h_p; none of an earlier experience, whose samples were others."""
+        kept = client.state.values
+        return kept["losses"] if kept.get("experience") == client.moment.experience else {}
 
     def begin(self, client: Client) -> nn.Module:
         received = client.received.part("model")
@@ -159,7 +165,7 @@ class TAP(FedAvgFT):
         own = client.state.part("model") or client.received.part("model")
         begin = own
         if self.params.last_replacement:
-            better = self.better(teacher, federated, client.state.values.get("losses", {}))
+            better = self.better(teacher, federated, self.last_losses(client))
             begin = self.renewed(own, teacher, better, client.id)
         model = self.setting.load(begin, client.id)
         loss, steps = 0.0, 0

@@ -140,6 +140,13 @@ def test_serve_says_where_the_user_interfaces_are(first):
     assert sum(word.startswith("http://127.0.0.1") for word in words) == 2
 
 
+def test_a_second_serve_in_the_same_folder_is_refused_and_the_first_goes_on(first, served):
+    status, _, errors = served.fcl("serve")
+    assert status == 2
+    assert "fcl serve is already running" in errors
+    assert served.api
+
+
 def test_all_servers_listen_on_this_machine_only(first, served):
     psutil = pytest.importorskip("psutil")
     listening = [
