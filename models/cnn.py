@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from errors import InputError
 
+from .maps import channels_last
 from .registry import Classifier, PositiveInt, register
 
 
@@ -41,4 +42,4 @@ class CNN(Classifier):
         self.head = nn.Linear(self.width, classes)
 
     def pooled(self, images: Tensor) -> Tensor:
-        return self.body(images)
+        return self.body(channels_last(images))

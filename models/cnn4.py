@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor, nn
 
-from .maps import Halve, Norm, convolution
+from .maps import Halve, Norm, channels_last, convolution
 from .registry import Classifier, register
 
 
@@ -41,4 +41,4 @@ class CNN4(Classifier):
         self.head = nn.Linear(self.width, classes)
 
     def pooled(self, images: Tensor) -> Tensor:
-        return self.body(images)
+        return self.body(channels_last(images))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -26,6 +27,15 @@ def normalisation(kind: Norm, channels: int, smallest: int = 1) -> nn.Module:
     while groups > 1 and channels // groups < smallest:
         groups //= 2
     return nn.GroupNorm(groups, channels)
+
+
+def channels_last(images: Tensor) -> Tensor:
+    """The same images with the channels of a pixel side by side in memory, and so all maps computed from them.
+
+    On a CPU core a step of `cnn` takes 0.6 of the time, of `cnn4`, `slim_resnet18` and `mobilenet_v2` 0.7 to 0.8, of
+    `resnet18` 1.0. With `vgg11` it takes 1.2, so that one leaves images as they come. Sums change in their last bits.
+    """
+    return images.contiguous(memory_format=torch.channels_last)
 
 
 def convolution(inputs: int, outputs: int, norm: Norm) -> nn.Sequential:

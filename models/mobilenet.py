@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .maps import Norm, average, normalisation
+from .maps import Norm, average, channels_last, normalisation
 from .registry import Classifier, PositiveInt, register
 
 # Table 2 of the paper: expansion t, output channels c, repeats n, stride s of the first repeat.
@@ -73,5 +73,5 @@ class MobileNetV2(Classifier):
         self.head = nn.Linear(self.width, classes)
 
     def pooled(self, images: Tensor) -> Tensor:
-        maps = self.blocks(F.relu6(self.stem(images)))
+        maps = self.blocks(F.relu6(self.stem(channels_last(images))))
         return average(F.relu6(self.last(maps)))

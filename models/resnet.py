@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .maps import Norm, average, normalisation
+from .maps import Norm, average, channels_last, normalisation
 from .registry import Classifier, PositiveInt, register
 
 
@@ -52,7 +52,7 @@ class SlimResNet18(Classifier):
         self.head = nn.Linear(inputs, classes)
 
     def pooled(self, images: Tensor) -> Tensor:
-        maps = F.relu(self.stem(images))
+        maps = F.relu(self.stem(channels_last(images)))
         for stage in self.stages:
             maps = stage(maps)
         return average(maps)
