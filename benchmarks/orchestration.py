@@ -1,13 +1,14 @@
 """What orchestration costs: the same FedAvg work as a bare single-thread loop and through the flow.
 
-    python benchmarks/orchestration.py [--runner processes|threads] [--workers 2] [--repeats 5] [--rounds 20] [--epochs 2]
+    python benchmarks/orchestration.py [--runner processes|threads] [--workers 2] [--repeats 5] [--rounds 20]
+                                       [--epochs 2]
 
 20 clients x 20 rounds on digits, 2 local epochs: 12 ms of training a client. With `--epochs 200 --rounds 2` it is a
-second. Targets with 2 processes: at most 0.8 of the loop's time, and 0.55 where a client trains for a second. The bare loop holds everything in memory and keeps nothing. The flow
-has everything on: Prefect tasks, uploads written, hashed and checked, a checkpoint after each round, the journal and
-MLflow's tracking process. Imports, the Prefect server's and the workers' start are outside and reported beside it, so
-are the final figures, metrics and MLflow's artifacts. Repeats are interleaved, because machines are noisy; the last
-line is the median of flow / bare over the pairs.
+second. Targets with 2 processes: at most 0.8 of the loop's time, and 0.55 where a client trains for a second. The bare
+loop holds everything in memory and keeps nothing. The flow has everything on: Prefect tasks, uploads written, hashed
+and checked, a checkpoint after each round, the journal and MLflow's tracking process. Imports, the Prefect server's and
+the workers' start are outside and reported beside it, so are the final figures, metrics and MLflow's artifacts. Repeats
+are interleaved, because machines are noisy; the last line is the median of flow / bare over the pairs.
 """
 
 from __future__ import annotations
