@@ -44,7 +44,7 @@ class Job:
 # flwr 1.42 wants a certifi that came out with it; 1.41 is the last that installs beside an older one.
 JOBS = {
     "loop": Job("loop.py"),
-    "loop-fused": Job("loop.py", options=("--fused",)),
+    "loop-channels-last": Job("loop.py", options=("--channels-last",)),
     "fcl-threads-1": Job("fcl_job.py", options=("--runner", "threads", "--workers", "1")),
     "fcl-1": Job("fcl_job.py", options=("--runner", "processes", "--workers", "1")),
     "fcl-2": Job("fcl_job.py", options=("--runner", "processes", "--workers", "2")),
@@ -59,7 +59,7 @@ JOBS = {
 RATIOS = [
     ("fcl-threads-1", "loop", 1.0),
     ("fcl-1", "loop", 1.0),
-    ("fcl-1", "loop-fused", None),
+    ("fcl-1", "loop-channels-last", None),
     ("fcl-2", "loop", 1.7),
     ("fcl-2", "fcl-1", None),
     ("fcl-1", "pfl-1", None),

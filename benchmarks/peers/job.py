@@ -2,7 +2,9 @@
 
 100 clients with 50 images of 3 x 32 x 32 each, 5 of each of 10 classes: a class's random pattern of 8 x 8 squares under
 random noise, so that the accuracy tells whether a framework has done the work. The network is this project's `cnn` of
-width 21, 65,950 parameters; all start from the same values.
+width 21, 65,950 parameters; all start from the same values. Peers take images in the layout that PyTorch gives them, as
+a network written by hand does; this project's own is faster (models/maps.py), and the loop has it with
+`--channels-last`.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import torch
 sys.path.append(str(Path(__file__).resolve().parent.parent.parent))  # the last place: frameworks have a `models`, too
 
 from models import Architecture
+from models.cnn import CNN
 from randomness import generator, numpy_generator
 
 CLIENTS, PER_ROUND, SAMPLES, CLASSES = 100, 50, 50, 10
@@ -46,10 +49,17 @@ def clients() -> list[tuple[torch.Tensor, torch.Tensor]]:
     return [(torch.from_numpy(x).float() / 127.5 - 1, torch.from_numpy(y)) for x, y in zip(images, labels, strict=True)]
 
 
-def network() -> torch.nn.Module:
+class Plain(CNN):
+    def pooled(self, images: torch.Tensor) -> torch.Tensor:
+        return self.body(images)
+
+
+def network(channels_last: bool = False) -> torch.nn.Module:
     """The network with the values that all frameworks start from: those of a run with seed 0."""
-    architecture = Architecture("cnn", SHAPE, CLASSES, {"width": WIDTH})
-    return architecture.load(architecture.initial(generator(0, "model")))
+    model = (CNN if channels_last else Plain)(SHAPE, CLASSES, WIDTH)
+    initial = Architecture("cnn", SHAPE, CLASSES, {"width": WIDTH}).initial(generator(0, "model"))
+    model.load_state_dict(initial)
+    return model
 
 
 def arguments(**more: dict) -> argparse.Namespace:
