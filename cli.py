@@ -47,6 +47,15 @@ Seed = Annotated[
 Sets = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="a key of params.yaml: train.rounds=1")
 ]
+Seeds = Annotated[
+    list[int] | None,
+    typer.Option(
+        "--seed",
+        parser=natural,
+        metavar="N",
+        help="the experiment seed, default 0; all randomness derives from it; several run side by side",
+    ),
+]
 StreamName = Annotated[str, typer.Option("--stream", help="a stream of params.yaml (fcl streams lists them)")]
 
 
@@ -54,9 +63,11 @@ StreamName = Annotated[str, typer.Option("--stream", help="a stream of params.ya
 def run(
     method: Method,
     stream: StreamName,
-    seed: Seed = 0,
+    seed: Seeds = None,
     sets: Sets = None,
-    out: Annotated[Path | None, typer.Option(help="default: results/STREAM/METHOD/seed-N")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="default: results/STREAM/METHOD/seed-N; with several seeds OUT/seed-N")
+    ] = None,
     runner: Annotated[
         str | None, typer.Option(metavar="threads|processes|dask|ray", help="where tasks compute")
     ] = None,
@@ -74,10 +85,24 @@ def run(
         from flows.conduct import conduct
         from parameters import experiment, project_root
 
-    root = project_root()
-    spec = experiment(method, stream, seed, sets or [], root, runner=runner, address=address, workers=workers)
-    place = out.resolve() if out else root / "results" / stream / method / f"seed-{seed}"
-    conduct(spec, root, place, resume, console)
+    root, seeds = project_root(), list(dict.fromkeys(seed or [0]))
+    specs = [
+        experiment(method, stream, each, sets or [], root, runner=runner, address=address, workers=workers)
+        for each in seeds
+    ]
+    if len(specs) == 1:
+        place = out.resolve() if out else root / "results" / stream / method / f"seed-{seeds[0]}"
+        conduct(specs[0], root, place, resume, console)
+        return
+    from flows.seeds import run_seeds
+
+    place = out.resolve() if out else root / "results" / stream / method
+    at_once = min(len(seeds), specs[0].run.workers)
+    common = ["run", method, "--stream", stream, *(part for each in sets or [] for part in ("--set", each))]
+    common += ["--runner", runner] * bool(runner) + ["--address", address] * bool(address) + ["--resume"] * resume
+    common += ["--workers", str(specs[0].run.workers // at_once)]
+    commands = {each: [*common, "--seed", str(each), "--out", str(place / f"seed-{each}")] for each in seeds}
+    run_seeds(commands, at_once, console)
 
 
 @app.command()

@@ -68,7 +68,7 @@ def over_time(results: Path, runs: pd.DataFrame) -> list[OverTime]:
     for stream, of_stream in runs.groupby("stream"):
         courses, left_out = {}, []
         for method, seeds in of_stream.groupby("method")["seed"]:
-            each = [_course(results / stream / method / f"seed-{seed}") for seed in seeds]
+            each = [run_course(results / stream / method / f"seed-{seed}") for seed in seeds]
             if any(course is None for course in each):
                 left_out.append(method)
             else:
@@ -78,7 +78,7 @@ def over_time(results: Path, runs: pd.DataFrame) -> list[OverTime]:
     return found
 
 
-def _course(folder: Path) -> pd.DataFrame | None:
+def run_course(folder: Path) -> pd.DataFrame | None:
     """A run over simulated time; None: it has no simulated times, or no course of all its rounds."""
     if not (folder / "course.parquet").exists():
         return None

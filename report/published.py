@@ -1,0 +1,243 @@
+"""The claims of the four papers, and where each is tested: digits (`make repro`) and CIFAR-100 (paper/).
+
+Source: the papers' abstracts, as far as they could be obtained
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from .claims import Above, Beyond, Check, Claim, Falls, Place, Sooner
+
+FCL = ("fedlwf", "fedewc", "fedcurv", "target", "fot", "fedweit", "fedder", "fedicarl", "glfc")
+FCL_CIFAR = ("fedlwf", "fedewc", "fedder")
+MIXED = ("local", "fedproto", "feddf")  # of the baselines those that know different networks
+TUNING = ("full", "full_fedewc", "fedlora")
+PERSONAL = ("local", "fedavg", "fedper", "perfedavg", "fedavg_ft", "disentafl")
+DEVICES = ("naive", "lwf", "averaging", "dmc")
+RETENTION = "general_retention"
+MULTI_HEAD = "multi-head.final_average_accuracy"
+
+
+def above(stream: str, method: str, others: Iterable[str], **how: object) -> tuple[Check, ...]:
+    return tuple(Above(stream, method, other, **how) for other in others)
+
+
+def digits(tested: str, *checks: Check, note: str = "") -> Place:
+    return Place("digits", "", tested, checks, note)
+
+
+def cifar(tested: str, *checks: Check, note: str = "") -> Place:
+    return Place("CIFAR-100", "paper", tested, checks, note)
+
+
+CLAIMS = (
+    Claim(
+        "large_small",
+        "superior",
+        "better than the methods of federated continual learning",
+        (
+            digits(
+                "final average accuracy against nine continual methods and three federated ones",
+                *above("digits", "large_small", (*FCL, "fedavg", "fedproto", "feddf")),
+                note="fedder, fedicarl and glfc keep clients' samples, which large_small does not",
+            ),
+            cifar(
+                "final average accuracy against three continual methods and three federated ones",
+                *above("cifar100-large-small", "large_small", (*FCL_CIFAR, "fedavg", "fedproto", "local")),
+            ),
+        ),
+    ),
+    Claim(
+        "large_small",
+        "a fifth better",
+        "improvements of 20 % and more",
+        (
+            digits(
+                "1.2 times the final average accuracy of each method that keeps no samples",
+                *above("digits", "large_small", ("fedlwf", "fedewc", "fedcurv", "target", "fot"), ratio=1.2),
+            ),
+            cifar(
+                "1.2 times the final average accuracy of each method that keeps no samples",
+                *above("cifar100-large-small", "large_small", ("fedlwf", "fedewc", "fedavg", "local"), ratio=1.2),
+            ),
+        ),
+    ),
+    Claim(
+        "large_small",
+        "heterogeneous",
+        "also with heterogeneous small models",
+        (
+            digits("three different networks", *above("digits-mixed", "large_small", MIXED)),
+            cifar("five different networks", *above("cifar100-mixed", "large_small", ("local", "fedproto"))),
+        ),
+    ),
+    Claim(
+        "fedbe",
+        "retention",
+        "12 to 74 % higher accuracy retention on general tasks",
+        (
+            digits(
+                "1.12 times the general retention of full fine-tuning, of EWC and of LoRA; K = 3",
+                *above("digits-tuning", "fedbe", TUNING, metric=RETENTION, ratio=1.12),
+            ),
+            digits_one := Place(
+                "digits, one block",
+                "",
+                "the same with K = 1",
+                above("digits-tuning", "fedbe-one-block", TUNING, metric=RETENTION, ratio=1.12),
+                "K = 1 is our variant: there is nothing to allocate",
+            ),
+            cifar(
+                "1.12 times the general retention of full fine-tuning, of EWC and of LoRA; K = 3",
+                *above("cifar100-tuning", "fedbe", TUNING, metric=RETENTION, ratio=1.12),
+            ),
+            Place(
+                "CIFAR-100, one block",
+                "paper",
+                digits_one.tested,
+                above("cifar100-tuning", "fedbe-one-block", TUNING, metric=RETENTION, ratio=1.12),
+                digits_one.note,
+            ),
+        ),
+    ),
+    Claim(
+        "fedbe",
+        "convergence",
+        "convergence 1.9 to 3.1 times faster",
+        (
+            digits(
+                "simulated time to 95 % of what all reach, against full fine-tuning, LoRA and all added blocks to all",
+                *(Sooner("digits-tuning-single", "fedbe", other, 1.9) for other in ("full", "fedlora", "fedbe_static")),
+            ),
+            cifar(
+                "simulated time to 95 % of what both reach, task by task, against full fine-tuning and LoRA",
+                *(Sooner("cifar100-tuning", "fedbe", other, 1.9) for other in ("full", "fedlora")),
+            ),
+        ),
+    ),
+    Claim(
+        "fedbe",
+        "downstream",
+        "downstream accuracy not degraded",
+        (
+            digits(
+                "final average accuracy at most one point below full fine-tuning's and LoRA's",
+                *above("digits-tuning", "fedbe", ("full", "fedlora"), by=-0.01),
+            ),
+            cifar(
+                "final average accuracy at most one point below full fine-tuning's and LoRA's",
+                *above("cifar100-tuning", "fedbe", ("full", "fedlora"), by=-0.01),
+            ),
+        ),
+    ),
+    Claim(
+        "tap",
+        "personalised",
+        "better personalised results than its baselines over data sets and tasks",
+        (
+            digits(
+                "accuracy of personal models over clients and tasks, and error of redrawn images",
+                *above("digits-tasks", "tap", PERSONAL),
+                *above("digits-tasks", "tap", PERSONAL, metric="task.redraw.mse", lower=True, factor=1, digits=3),
+            ),
+            Place(
+                "digits, last replacement",
+                "",
+                "the same with methods.tap.last_replacement",
+                (
+                    *above("digits-tasks", "tap-last-replacement", PERSONAL),
+                    *above(
+                        "digits-tasks",
+                        "tap-last-replacement",
+                        PERSONAL,
+                        metric="task.redraw.mse",
+                        lower=True,
+                        factor=1,
+                        digits=3,
+                    ),
+                ),
+                "the last replacement is ours",
+            ),
+            cifar(
+                "accuracy of personal models over clients and tasks, CIFAR-100 and AG News",
+                *above("cifar100-tasks", "tap", ("local", "fedavg", "fedavg_ft")),
+            ),
+        ),
+    ),
+    Claim(
+        "tap",
+        "pairs",
+        "the server model's ability to serve all tasks falls as modality-task pairs grow",
+        (
+            digits(
+                "accuracy of the server's model in two tasks, with one or two, four and six pairs",
+                *(
+                    Falls(
+                        tuple(f"digits-pairs-{count}" for count in (1, 2, 4, 6)),
+                        "fedavg",
+                        f"task.{task}.accuracy",
+                        task,
+                    )
+                    for task in ("digit", "value")
+                ),
+            ),
+            cifar(
+                "accuracy of the server's model in two tasks, with two and six pairs",
+                *(
+                    Falls(("cifar100-pairs-2", "cifar100-pairs-6"), "fedavg", f"task.{task}.accuracy", task)
+                    for task in ("fine", "coarse")
+                ),
+            ),
+        ),
+    ),
+    Claim(
+        "dac",
+        "transfer",
+        "forward transfer between self-centred devices",
+        (
+            digits(
+                "accuracy while an expert learns, started from the consolidated model less started from scratch",
+                Beyond("digits-devices", "dac", "transfer_area"),
+                note="two digits are learnt at once from anywhere",
+            ),
+            cifar(
+                "accuracy while an expert learns, started from the consolidated model less started from scratch",
+                Beyond("cifar100-devices", "dac", "transfer_area"),
+            ),
+        ),
+    ),
+    Claim(
+        "dac",
+        "state of the art",
+        "state of the art on Split CIFAR-100, CORe50 and Split TinyImageNet",
+        (
+            digits(
+                "final average accuracy against sequential training, LwF, averaging and double distillation",
+                *above("digits-devices", "dac", DEVICES),
+            ),
+            cifar(
+                "multi-head accuracy against the same, with the public split as data",
+                *above("cifar100-devices", "dac", DEVICES, metric=MULTI_HEAD),
+            ),
+            Place("CORe50, TinyImageNet", "", "", note="neither can be downloaded where this was measured"),
+        ),
+    ),
+    Claim(
+        "dac",
+        "one picture",
+        "one out-of-distribution image suffices as the only data",
+        (
+            digits(
+                "final average accuracy: with china.jpg above sequential training, at most 5 points below the public split",
+                Above("digits-devices", "dac-picture", "naive"),
+                Above("digits-devices", "dac-picture", "dac", by=-0.05),
+            ),
+            cifar(
+                "multi-head accuracy: with china.jpg above sequential training, at most 5 points below the public split",
+                Above("cifar100-devices", "dac-picture", "naive", metric=MULTI_HEAD),
+                Above("cifar100-devices", "dac-picture", "dac", metric=MULTI_HEAD, by=-0.05),
+            ),
+        ),
+    ),
+)
