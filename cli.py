@@ -238,6 +238,26 @@ def verify(folder: Annotated[Path, typer.Argument(metavar="DIR", help="a folder 
 
 
 @app.command()
+def claims(
+    record: Annotated[bool, typer.Option("--record", help="keep the verdicts, to be told when one is lost")] = False,
+) -> None:
+    """What the papers claim and what was measured. Exit status 1 where a claim once reproduced no longer is."""
+    from parameters import project_root
+    from report.record import findings, lost, write
+    from report.terminal import to_rich
+    from tasks.results import git
+
+    root = project_root()
+    found = findings(root)
+    console.print(to_rich(found))
+    if record:
+        write(found, (git(root, "rev-parse", "HEAD") or "")[:7])
+    elif worse := lost(found):
+        said = "; ".join(f"{each.key}: {each.verdict}, once {before}" for each, before in worse)
+        raise RuntimeError(f"{said} (fcl claims --record, if this is what is to be)")
+
+
+@app.command()
 def methods() -> None:
     """The methods there are, one line each."""
     from methods import get, names
