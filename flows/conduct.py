@@ -105,7 +105,6 @@ def tidy(folder: RunFolder, root: Path, out: Path) -> None:
 def tracking_description(run: Run) -> dict:
     """What MLflow is told when a run starts."""
     from tasks.files import file_digest
-    from tasks.results import git
 
     spec, stream = run.experiment, run.site.stream
     parameters = spec.identity() | {"run": spec.run.model_dump(mode="json")}
@@ -122,7 +121,7 @@ def tracking_description(run: Run) -> dict:
             "method": spec.method,
             "stream": spec.stream,
             "seed": str(spec.seed),
-            "git_commit": git(run.root, "rev-parse", "HEAD") or "",
+            "git_commit": run.source["git_commit"] or "",
             "parameter_digest": spec.digest,
             "stream_digest": stream.digest,
             "lock_digest": file_digest(run.root / "requirements.lock") or "",
