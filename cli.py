@@ -213,6 +213,29 @@ def verify(folder: Annotated[Path, typer.Argument(metavar="DIR", help="a folder 
 
 
 @app.command()
+def trace(
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="a result, figure, table, model or built stream")],
+    as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
+    cite: Annotated[bool, typer.Option("--cite", help="as a BibTeX entry")] = False,
+) -> None:
+    """Where FILE comes from: run, command, commit, parameters, stream, dvc.lock, Prefect and MLflow runs."""
+    import json
+
+    with settings.importing():
+        from flows.chain import bibtex, lines
+        from flows.trace import trace as follow
+        from parameters import project_root
+
+    home = next((folder for folder in path.resolve().parents if (folder / "params.yaml").is_file()), None)
+    chain = follow(path, home or project_root())
+    if as_json or cite:
+        print(json.dumps(chain, indent=1, sort_keys=True) if as_json else bibtex(chain))
+        return
+    for label, text in lines(chain):
+        console.print(f"{label:20}{text}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
 def methods() -> None:
     """The methods there are, one line each."""
     from methods import get, names

@@ -220,7 +220,8 @@ def describe(run: Run) -> dict[str, Any]:
 def publish(run: Run, folder: Path, description: dict[str, Any]) -> None:
     """Completes the results with run.json and moves them to `run.out`, replacing an earlier run of the experiment.
 
-    run.json has the digests of all other files. They would survive a power cut before the run's folder, from which they could be made again, goes.
+    run.json has the digests of all other files. All would survive a power cut before the run's folder, from which they
+    could be made again, goes.
 
     Raises:
         StoreFailed: there is no space; nothing of them is left.
