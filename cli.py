@@ -204,12 +204,32 @@ def compare(
 
 
 @app.command()
-def verify(folder: Annotated[Path, typer.Argument(metavar="DIR", help="a folder of results")]) -> None:
-    """Run DIR's experiment again and compare digests."""
-    from flows.conduct import verify as run_again
-    from parameters import project_root
+def verify(
+    folder: Annotated[Path | None, typer.Argument(metavar="[DIR]", help="a folder of results")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="all of results/, one after the other")] = False,
+    stream: Annotated[str | None, typer.Option(help="with --all: this stream only")] = None,
+    sample: Annotated[
+        int | None, typer.Option(parser=natural, metavar="N", help="with --all: so many, drawn at random")
+    ] = None,
+    seed: Annotated[int, typer.Option(parser=natural, metavar="N", help="with --sample: names the draw")] = 0,
+) -> None:
+    """Run DIR's experiment again, or all of results/, and compare digests, tables and metrics."""
+    if (folder is None) != everything:
+        raise InputError("verify: expected a folder of results, or --all instead of one")
+    if folder and (stream is not None or sample is not None):
+        raise InputError("verify DIR: --stream and --sample go with --all")
+    with settings.importing():
+        from flows.verification import verify as run_again
+        from flows.verification import verify_all
+        from parameters import project_root
 
-    run_again(folder, project_root(), console)
+    try:
+        if folder:
+            run_again(folder, project_root(), console)
+        else:
+            verify_all(project_root(), console, stream, sample, seed)
+    except KeyboardInterrupt:
+        raise typer.Abort() from None  # there is nothing to resume
 
 
 @app.command()
