@@ -41,9 +41,9 @@ def recorded(path: Path, root: Path) -> list[dict[str, Any]]:
 def digest(path: Path) -> str | None:
     """The hash that DVC gives a file or folder; None where there is none."""
     if path.is_dir():
-        files = sorted(each for each in path.rglob("*") if each.is_file())
+        files = (each for each in path.rglob("*") if each.is_file())
         entries = [{"md5": _md5(each), "relpath": each.relative_to(path).as_posix()} for each in files]
-        entries.sort(key=lambda entry: tuple(entry["relpath"].split("/")))
+        entries.sort(key=lambda entry: entry["relpath"])
         return hashlib.md5(json.dumps(entries, sort_keys=True).encode()).hexdigest() + ".dir"
     return _md5(path) if path.exists() else None
 

@@ -93,7 +93,7 @@ def checklist(paper: str, root: Path) -> str:
     lines += [
         f"Filled in by `python -m flows.checklists` from {len(runs.all)} runs in results/: all methods on the streams "
         f"on which {paper} was run. Numbers of the NeurIPS paper checklist; claims, limitations, theory, ethics, "
-        "impact, safeguards, new assets, human subjects, use of language models (1-3, 9-11, 13-16) are for its authors.",
+        "impact, safeguards, new assets, human subjects, language models (1-3, 9-11, 13-16) are for its authors.",
         "",
     ]
     for title, answers in SECTIONS:
@@ -150,8 +150,8 @@ def settings(runs: Runs, root: Path) -> Iterator[str]:
 
 def significance(runs: Runs, root: Path) -> Iterator[str]:
     digests = len(_once(run["stream_digest"] for run in runs.all))
-    yield "Error bars: mean ± sample standard deviation (n - 1) over experiment seeds, which set initial models, batches"
-    yield f"and sampling of clients, not the streams ({digests} in all, `stream_digest`). Metrics are those of the last"
+    yield "Error bars: mean ± sample standard deviation (n - 1) over experiment seeds: initial models, batches"
+    yield f"and sampled clients, not the streams ({digests} in all, `stream_digest`). Metrics are those of the last"
     yield "round, never of the best."
     yield from ("", "| stream | name | seeds | error bars |", "|---|---|---|---|")
     for stream in runs.streams:
