@@ -139,12 +139,13 @@ def stream(
     plot: Annotated[Path | None, typer.Option(help="draw clients x classes for each experience into this PNG")] = None,
 ) -> None:
     """Build (if needed) and describe a stream: clients x experiences x classes, sizes."""
+    from flows.stream_table import print_stream
     from parameters import project_root, read, stream_parameters
     from streams.stream import build
 
     root = project_root()
     built = build(name, stream_parameters(read(root), name), root)
-    print_stream(built)
+    print_stream(built, console)
     if plot:
         from streams.picture import draw
 
@@ -153,39 +154,6 @@ def stream(
         except OSError as error:
             raise InputError(f"--plot {plot}: cannot be written ({error.strerror}); expected a file's path") from None
         console.print(f"drawn into {plot}")
-
-
-MOST_LINES = 120  # of clients and experiences; a longer stream is summed up
-
-
-def print_stream(built) -> None:
-    """The stream in words, then a line per client and experience, or per experience where these would be many."""
-    from rich.table import Table
-
-    size = " x ".join(map(str, built.shape))
-    samples = f"images ({size})" if built.modality == "image" else f"{built.modality}s of {size} bytes"
-    tasks = (
-        f"{len(built.layout.tasks)} tasks with {built.classes} labels" if built.layout else f"{built.classes} classes"
-    )
-    console.print(
-        f"[bold]{built.name}[/]: {len(built.inputs)} {samples}, {tasks}, "
-        f"{built.clients} clients, {built.experiences} experiences, {len(built.public())} public samples"
-    )
-    console.print(f"digest {built.digest}", highlight=False)
-    for task in built.layout.tasks if built.layout else ():
-        labels = f", labels {task.first} to {task.labels[-1]}" if task.classes > 1 else f", label {task.first}"
-        console.print(f"task {task.name}: {' and '.join(task.modalities)} -> {task.target}{labels}", highlight=False)
-    if built.clients * built.experiences > MOST_LINES:
-        console.print("training samples of a client: fewest, median, most; train, test: of all clients together")
-        about = built.summary().reset_index()
-    else:
-        about = built.describe().reset_index()
-        if "classes" in about:
-            about["classes"] = [row if len(row) <= 10 else f"{len(row)} classes" for row in about["classes"]]
-    table = Table(*[str(column) for column in about.columns])
-    for row in about.itertuples(index=False):
-        table.add_row(*map(str, row))
-    console.print(table)
 
 
 @app.command()
@@ -229,12 +197,55 @@ def compare(
 
 
 @app.command()
-def verify(folder: Annotated[Path, typer.Argument(metavar="DIR", help="a folder of results")]) -> None:
-    """Run DIR's experiment again and compare digests."""
-    from flows.conduct import verify as run_again
-    from parameters import project_root
+def verify(
+    folder: Annotated[Path | None, typer.Argument(metavar="[DIR]", help="a folder of results")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="all of results/, one after the other")] = False,
+    stream: Annotated[str | None, typer.Option(help="with --all: this stream only")] = None,
+    sample: Annotated[
+        int | None, typer.Option(parser=natural, metavar="N", help="with --all: so many, drawn at random")
+    ] = None,
+    seed: Annotated[int, typer.Option(parser=natural, metavar="N", help="with --sample: names the draw")] = 0,
+) -> None:
+    """Run DIR's experiment again, or all of results/, and compare digests, tables and metrics."""
+    if (folder is None) != everything:
+        raise InputError("verify: expected a folder of results, or --all instead of one")
+    if folder and (stream is not None or sample is not None):
+        raise InputError("verify DIR: --stream and --sample go with --all")
+    with settings.importing():
+        from flows.verification import verify as run_again
+        from flows.verification import verify_all
+        from parameters import project_root
 
-    run_again(folder, project_root(), console)
+    try:
+        if folder:
+            run_again(folder, project_root(), console)
+        else:
+            verify_all(project_root(), console, stream, sample, seed)
+    except KeyboardInterrupt:
+        raise typer.Abort() from None  # there is nothing to resume
+
+
+@app.command()
+def trace(
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="a result, figure, table, model or built stream")],
+    as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
+    cite: Annotated[bool, typer.Option("--cite", help="as a BibTeX entry")] = False,
+) -> None:
+    """Where FILE comes from: run, command, commit, parameters, stream, dvc.lock, Prefect and MLflow runs."""
+    import json
+
+    with settings.importing():
+        from flows.chain import bibtex, lines
+        from flows.trace import trace as follow
+        from parameters import project_root
+
+    home = next((folder for folder in path.resolve().parents if (folder / "params.yaml").is_file()), None)
+    chain = follow(path, home or project_root())
+    if as_json or cite:
+        print(json.dumps(chain, indent=1, sort_keys=True) if as_json else bibtex(chain))
+        return
+    for label, text in lines(chain):
+        console.print(f"{label:20}{text}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()

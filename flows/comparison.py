@@ -8,11 +8,13 @@ from __future__ import annotations
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from metrics.comparison import collect, table, to_markdown
 from metrics.plots import draw_comparison, draw_over_time
+from metrics.provenance import origin
 from metrics.summary import over_experiences
 from metrics.task_measures import task_rows
 from metrics.task_measures import to_markdown as tasks_to_markdown
@@ -27,11 +29,13 @@ from . import settings
 
 
 def compare(stream: str, root: Path) -> None:
-    """Writes `comparison/STREAM/`: table.md, metrics.json (means over seeds), accuracy.csv and accuracy.png.
+    """Writes `comparison/STREAM/`: table.md, metrics.json (means over seeds), accuracy.csv, accuracy.png and runs.json.
 
-    Where methods were measured over simulated time, also time.md and time.png; where task by task, tasks.md.
+    Where methods were measured over simulated time, also time.md and time.png; where task by task, tasks.md. runs.json
+    says which runs were compared, and so do the figures' metadata.
     """
     frame = collect(root / "results", stream)
+    about = {"stream": stream, "runs": [compared_run(root / "results", row) for row in frame.itertuples()]}
     folder = root / "comparison" / stream
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -42,10 +46,11 @@ def compare(stream: str, root: Path) -> None:
         for (_, method), row in summary.to_dict("index").items()
     }
     write_json(folder / "metrics.json", means)
+    write_json(folder / "runs.json", about)
     curves = {
         method: [course(root, stream, method, seed) for seed in runs.seed] for method, runs in frame.groupby("method")
     }
-    draw_comparison(curves, folder / "accuracy.png", f"{stream}: average accuracy so far")
+    draw_comparison(curves, folder / "accuracy.png", f"{stream}: average accuracy so far", about)
     wide = {method: pd.concat(runs).groupby("experience").average_accuracy.mean() for method, runs in curves.items()}
     pd.DataFrame(wide).to_csv(folder / "accuracy.csv", float_format="%.6f")
     header, rows = task_rows(summary)
@@ -53,7 +58,14 @@ def compare(stream: str, root: Path) -> None:
         (folder / "tasks.md").write_text(tasks_to_markdown(header, rows))
     for compared in over_time(root / "results", frame):
         (folder / "time.md").write_text(times_to_markdown(compared))
-        draw_over_time(compared.courses, folder / "time.png", f"{stream}: average accuracy over simulated time")
+        title = f"{stream}: average accuracy over simulated time"
+        draw_over_time(compared.courses, folder / "time.png", title, about)
+
+
+def compared_run(results: Path, row: Any) -> dict[str, Any]:
+    """What names a run that was compared: where it lay in `results`, and what its run.json says of its origin."""
+    name = f"{row.stream}/{row.method}/seed-{row.seed}"
+    return {"name": name, **origin(read_json(results / name / "run.json"))}
 
 
 def course(root: Path, stream: str, method: str, seed: int) -> pd.DataFrame:

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from errors import InputError
-from parameters import Experiment, read
-from run_parameters import run_parameters
-from streams.parameters import StreamParameters
+from parameters import Experiment
 from tasks import interruption
 from tasks.checkpoint import RunFolder
 from tasks.delivery import file_record
@@ -105,7 +101,6 @@ def tidy(folder: RunFolder, root: Path, out: Path) -> None:
 def tracking_description(run: Run) -> dict:
     """What MLflow is told when a run starts."""
     from tasks.files import file_digest
-    from tasks.results import git
 
     spec, stream = run.experiment, run.site.stream
     parameters = spec.identity() | {"run": spec.run.model_dump(mode="json")}
@@ -122,7 +117,7 @@ def tracking_description(run: Run) -> dict:
             "method": spec.method,
             "stream": spec.stream,
             "seed": str(spec.seed),
-            "git_commit": git(run.root, "rev-parse", "HEAD") or "",
+            "git_commit": run.source["git_commit"] or "",
             "parameter_digest": spec.digest,
             "stream_digest": stream.digest,
             "lock_digest": file_digest(run.root / "requirements.lock") or "",
@@ -147,32 +142,6 @@ def flat(tree: dict, prefix: str = "") -> dict[str, object]:
         name = f"{prefix}.{key}" if prefix else key
         pairs |= flat(value, name) if isinstance(value, dict) and value else {name: value}
     return pairs
-
-
-def verify(folder: Path, root: Path, console: Console) -> None:
-    """Runs the experiment that `folder` holds again, elsewhere, and compares the digests of all final states.
-
-    Raises:
-        InputError: `folder` holds no results.
-        RuntimeError: the digests differ.
-    """
-    found = finished_results(folder)
-    if found is None:
-        raise InputError(f"{folder} holds no results of fcl; expected a folder with run.json")
-    saved = found["experiment"]
-    run = run_parameters(read(root)["run"])
-    stream = StreamParameters.model_validate(saved["stream_parameters"])
-    spec = Experiment.model_validate({**saved, "stream_parameters": stream, "run": run})
-    with (
-        tempfile.TemporaryDirectory(prefix="fcl-verify-") as place,
-        progress_bar(console, f"again: {spec.title}") as bar,
-        Run(spec, root, Path(place) / "again", on_progress=bar) as again,
-    ):
-        play(again)
-        digest = again.digest()
-    if digest != found["digest"]:
-        raise RuntimeError(f"{folder} is not reproduced: its digest is {found['digest']}, run again it is {digest}")
-    console.print(f"verified: {folder} has the digest {digest} again", highlight=False, soft_wrap=True)
 
 
 @contextmanager

@@ -1,4 +1,8 @@
-"""Figures for papers: readable in grey, safe for the colour-blind, and the same bytes for the same numbers."""
+"""Figures for papers: readable in grey, safe for the colour-blind, and the same bytes for the same numbers.
+
+Every function takes `about`, where the numbers come from, and writes it into the PNG (`metrics.provenance`). It names
+the commit, so the bytes of two figures of the same numbers may differ; their pixels do not.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from metrics import accuracy
+from metrics import accuracy, provenance
 
 STYLE = {
     "axes.grid": True,
@@ -29,28 +34,29 @@ STYLE = {
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00")
 DASHES = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)), ":")
 MARKERS = "osD^vPX*<>p"
+About = Mapping[str, Any] | None
 NUMBERS_UP_TO = 10  # experiences: beyond, the numbers in a heat map are too small to read
 
 _style = Lock()  # matplotlib's style is one per process, and tasks may draw in threads
 
 
 @contextmanager
-def _axes(path: Path, width: float, height: float, title: str) -> Iterator[Axes]:
+def _axes(path: Path, width: float, height: float, title: str, about: About) -> Iterator[Axes]:
     """Axes of a figure of so many inches, written to `path` as PNG in the end, whatever the user's own style is."""
     with _style, style.context(["default", STYLE]):
         figure = Figure((width, height), layout="constrained")
         axes = figure.subplots()
         axes.set_title(title)
         yield axes
-        figure.savefig(path, format="png", metadata={"Software": None})  # else the version of matplotlib is in it
+        figure.savefig(path, format="png", metadata=provenance.png(about))
 
 
-def draw_accuracy(frame: pd.DataFrame, main: str, title: str, path: Path) -> None:
+def draw_accuracy(frame: pd.DataFrame, main: str, title: str, path: Path, about: About = None) -> None:
     """Accuracy over experiences: `A_a` thick, and each experience from when it was learnt, thin."""
     R = accuracy.matrix(frame, main)
     course = range(len(R))
     shades = colormaps["viridis"](np.linspace(0, 0.85, len(R)))
-    with _axes(path, 5.2, 3.4, title) as axes:
+    with _axes(path, 5.2, 3.4, title, about) as axes:
         for b in course:
             axes.plot(course[b:], R[b:, b], color=shades[b], marker=".", linewidth=0.9)
             axes.annotate(str(b), (b, R[b, b]), (0, 6), textcoords="offset points", ha="center", fontsize=7)
@@ -61,12 +67,14 @@ def draw_accuracy(frame: pd.DataFrame, main: str, title: str, path: Path) -> Non
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
 
 
-def draw_matrix(frame: pd.DataFrame, main: str, title: str, path: Path) -> None:
+def draw_matrix(frame: pd.DataFrame, main: str, title: str, path: Path, about: About = None) -> None:
     """Heat map of `R` under the untrained row; the stairs part what was learnt (below) from zero-shot (above)."""
     R = accuracy.matrix(frame, main)
     cells = np.vstack([accuracy.untrained(frame, main), R])
     rows, columns = cells.shape
-    with _axes(path, max(3.2, 1.6 + 0.42 * min(columns, 14)), max(2.6, 1.1 + 0.36 * min(rows, 15)), title) as axes:
+    with _axes(
+        path, max(3.2, 1.6 + 0.42 * min(columns, 14)), max(2.6, 1.1 + 0.36 * min(rows, 15)), title, about
+    ) as axes:
         axes.set_facecolor("0.85")  # a cell nobody measured
         image = axes.imshow(100 * cells, cmap="cividis", vmin=0, vmax=100, aspect="auto")
         axes.figure.colorbar(image, label="accuracy (%)")
@@ -85,7 +93,9 @@ def draw_matrix(frame: pd.DataFrame, main: str, title: str, path: Path) -> None:
         axes.spines[:].set_visible(False)
 
 
-def draw_comparison(curves: Mapping[str, Sequence[pd.DataFrame]], path: Path, title: str = "") -> None:
+def draw_comparison(
+    curves: Mapping[str, Sequence[pd.DataFrame]], path: Path, title: str = "", about: About = None
+) -> None:
     """`A_a` of several methods: the mean over seeds and, from two seeds on, a band of one standard deviation.
 
     Args:
@@ -93,7 +103,7 @@ def draw_comparison(curves: Mapping[str, Sequence[pd.DataFrame]], path: Path, ti
     """
     spread = {name: _over_seeds(runs) for name, runs in curves.items()}
     best_first = sorted(spread, key=lambda name: (-spread[name]["mean"].iloc[-1], name))
-    with _axes(path, 6.4, 3.4, title) as axes:
+    with _axes(path, 6.4, 3.4, title, about) as axes:
         for name in best_first:
             mean, std = spread[name]["mean"], spread[name]["std"]
             place = list(curves).index(name)  # a method keeps its colour whatever its rank
@@ -105,13 +115,13 @@ def draw_comparison(curves: Mapping[str, Sequence[pd.DataFrame]], path: Path, ti
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), handlelength=3.2)
 
 
-def draw_over_time(courses: Mapping[str, pd.DataFrame], path: Path, title: str = "") -> None:
+def draw_over_time(courses: Mapping[str, pd.DataFrame], path: Path, title: str = "", about: About = None) -> None:
     """Accuracy over simulated time, one line a method, a marker where an experience ends.
 
     Args:
         courses: for each method its `metrics.time.mean_course`; the legend lists them in this order.
     """
-    with _axes(path, 6.4, 3.4, title) as axes:
+    with _axes(path, 6.4, 3.4, title, about) as axes:
         for place, (name, course) in enumerate(courses.items()):
             colour, dashes, marker = (kind[place % len(kind)] for kind in (COLOURS, DASHES, MARKERS))
             ends = np.flatnonzero(course["experience"] != course["experience"].shift(-1))
@@ -123,7 +133,7 @@ def draw_over_time(courses: Mapping[str, pd.DataFrame], path: Path, title: str =
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), handlelength=3.2)
 
 
-def draw_allocation(table: pd.DataFrame, path: Path, title: str = "") -> None:
+def draw_allocation(table: pd.DataFrame, path: Path, title: str = "", about: About = None) -> None:
     """Who trained which block when: a panel a block, from the bottom, and a row a client, from the fastest.
 
     A panel's title says in what share of the clients' turns the block was trained; lines part the experiences.
@@ -136,7 +146,7 @@ def draw_allocation(table: pd.DataFrame, path: Path, title: str = "") -> None:
     columns = pd.MultiIndex.from_frame(rounds)
     blocks = sorted(table["block"].unique())
     high = max(2.6, 1.2 + 0.14 * len(speeds))
-    with _axes(path, 1.6 + 2.1 * len(blocks), high, "") as outer:
+    with _axes(path, 1.6 + 2.1 * len(blocks), high, "", about) as outer:
         figure = outer.figure
         outer.remove()
         figure.suptitle(f"{title}\nlight: trains the block, dark: does not, white: took no part", fontsize=9)
@@ -153,7 +163,7 @@ def draw_allocation(table: pd.DataFrame, path: Path, title: str = "") -> None:
         panels[0].set_yticklabels([f"{client}: {speed:.2f}" for client, speed in speeds.items()], fontsize=6)
 
 
-def draw_replacements(table: pd.DataFrame, path: Path, title: str = "") -> None:
+def draw_replacements(table: pd.DataFrame, path: Path, title: str = "", about: About = None) -> None:
     """When whose personal model took what from the federation: a row a task and client, a dot a participation.
 
     Full where the task's components were replaced, open where they were kept; lines part the experiences.
@@ -165,7 +175,7 @@ def draw_replacements(table: pd.DataFrame, path: Path, title: str = "") -> None:
     place = {tuple(each): number for number, each in enumerate(rounds.itertuples(index=False))}
     tasks = list(dict.fromkeys(table["task"]))
     ordered = sorted({(tasks.index(task), client) for task, client in zip(table["task"], table["client"], strict=True)})
-    with _axes(path, 8.0, 1.2 + 0.2 * len(ordered), f"{title}\nfull: replaced, open: kept") as axes:
+    with _axes(path, 8.0, 1.2 + 0.2 * len(ordered), f"{title}\nfull: replaced, open: kept", about) as axes:
         for number, (task, client) in enumerate(ordered):
             own = table[(table["task"] == tasks[task]) & (table["client"] == client)]
             at = np.array([place[each] for each in zip(own["experience"], own["round"], strict=True)])

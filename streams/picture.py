@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ def draw(stream: Stream, path: Path) -> None:
     """Write a PNG with one panel per experience: clients down, its classes across, colour for training samples.
 
     Of a multi-task stream tasks are across, by their names. Absent clients are hatched. Where the domain changes, a
-    panel shows an example of it, the same sample in each.
+    panel shows an example of it, the same sample in each. The stream's name and digest are in the file's metadata.
     """
     what, names, column_of = _columns(stream)
     counts = _counts(stream, column_of)
@@ -82,7 +83,9 @@ def draw(stream: Stream, path: Path) -> None:
     bar.set_label("training samples", fontsize=9)
     bar.ax.tick_params(labelsize=7)
     path.parent.mkdir(parents=True, exist_ok=True)
-    FigureCanvasAgg(figure).print_png(str(path), metadata={"Software": None})
+    # As `metrics.provenance` writes it into the figures of results.
+    origin = json.dumps({"stream": stream.name, "stream_digest": stream.digest}, sort_keys=True)
+    FigureCanvasAgg(figure).print_png(str(path), metadata={"Software": None, "fcl": origin})
 
 
 def _there(stream: Stream, experience: int) -> np.ndarray:

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shutil
-import subprocess
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
 from errors import InputError
 from methods import State
 from metrics.experts import transfer
 from metrics.plots import draw_accuracy, draw_allocation, draw_comparison, draw_matrix, draw_replacements
+from metrics.provenance import origin
 from metrics.retention import general_retention
 from metrics.summary import over_experiences, summarise
 from metrics.task_measures import task_measures
@@ -42,6 +44,7 @@ CURVES = {
     "samples": int,
 }
 COURSE = {"experience": int, "round": int, "tested": int, "accuracy": float, "samples": int}
+PACKAGES = ("torch", "prefect", "mlflow", "dvc")  # whose versions run.json has
 DRAWN = {"allocation": draw_allocation, "replacements": draw_replacements}  # a method's own tables that have a figure
 TASKS = {
     "model": str,
@@ -100,15 +103,16 @@ def write_results(run: Run) -> Path:
         for left in run.out.parent.glob(f".{run.out.name}.*.{kind}"):
             shutil.rmtree(left)
     folder = run.out.parent / f".{run.out.name}.{uuid.uuid4().hex[:8]}.tmp"
+    about = origin({**identify(run), **run.source})
     with whole_or_gone(folder):
         folder.mkdir(parents=True)
-        write_tables(run, folder)
+        write_tables(run, folder, about)
         write_models(run, folder / "models")
     return folder
 
 
-def write_tables(run: Run, folder: Path) -> None:
-    """Tables, metrics and figures."""
+def write_tables(run: Run, folder: Path, about: Mapping[str, Any]) -> None:
+    """Tables, metrics and figures; `about`, where they come from, goes into the figures."""
     matrix = frame(run.folder.records("accuracy"), MATRIX, ["model", "trained", "tested", "client"])
     columns = ROUNDS | ({"fault": str} if run.experiment.faults else {})
     rounds = frame(run.folder.records("round"), columns, ["experience", "round", "client"])
@@ -131,18 +135,19 @@ def write_tables(run: Run, folder: Path) -> None:
         table = pd.DataFrame(rows)
         table.to_parquet(folder / f"{name}.parquet", index=False)
         if name in DRAWN:
-            DRAWN[name](table, folder / f"{name}.png", run.experiment.title)
+            DRAWN[name](table, folder / f"{name}.png", run.experiment.title, about)
     if run.built:
         general = frame(run.folder.records("general"), GENERAL, ["task", "trained"])
         general.to_parquet(folder / "general.parquet", index=False)
         metrics |= general_retention(general)
     write_json(folder / "metrics.json", metrics)
-    draw_accuracy(matrix, main, run.experiment.title, folder / "accuracy.png")
-    draw_matrix(matrix, main, run.experiment.title, folder / "matrix.png")
+    draw_accuracy(matrix, main, run.experiment.title, folder / "accuracy.png", about)
+    draw_matrix(matrix, main, run.experiment.title, folder / "matrix.png", about)
     kinds = list(run.site.method.evaluates)
     if len(kinds) > 1:
         courses = {kind: [over_experiences(matrix, rounds, kind)] for kind in kinds}
-        draw_comparison(courses, folder / "models.png", f"{run.experiment.title}: average accuracy so far")
+        title = f"{run.experiment.title}: average accuracy so far"
+        draw_comparison(courses, folder / "models.png", title, about)
 
 
 def main_kind(run: Run) -> str:
@@ -173,31 +178,39 @@ def write_models(run: Run, folder: Path) -> None:
             name = kind if client < 0 else f"{kind}-{client}"
             seen = list(site.seen(client, site.stream.experiences - 1))
             tensors, about = content(model, setting.architectures[setting.place(client)])
-            header = {**about, "kind": kind, "client": client, "seen": seen}
+            header = {**about, "kind": kind, "client": client, "seen": seen, "run": identify(run)}
             (folder / f"{name}.safetensors").write_bytes(encode(tensors, header))
 
 
-def describe(run: Run) -> dict[str, Any]:
-    """What run.json says: enough to repeat the experiment and to trust its result."""
+def identify(run: Run) -> dict[str, Any]:
+    """What ran and what came out; equal wherever and however often it is run."""
     return {
         "digest": run.digest(),
-        "experiment": run.experiment.identity(),
         "parameter_digest": run.experiment.digest,
         "method": run.experiment.method,
         "stream": run.experiment.stream,
         "seed": run.experiment.seed,
         "stream_digest": run.site.stream.digest,
+    }
+
+
+def describe(run: Run) -> dict[str, Any]:
+    """What run.json says: enough to repeat the experiment and to trust its result."""
+    return {
+        **identify(run),
+        "experiment": run.experiment.identity(),
         "foundation_digest": run.built.record["digest"] if run.built else None,
         "lock_digest": file_digest(run.root / "requirements.lock"),
-        "git_commit": git(run.root, "rev-parse", "HEAD"),
-        "git_clean": git(run.root, "status", "--porcelain") == "",
+        **run.source,
         "prefect_flow_run": run.flow_runs[-1] if run.flow_runs else None,
         "main_model": main_kind(run),
         "runner": run.experiment.run.runner,
         "workers": run.experiment.run.workers,
         "device": run.site.device,
         "machine": platform.platform(),
-        "versions": {name: version(name) for name in ("torch", "prefect", "mlflow", "dvc")},
+        "cpus": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name(run.site.device) if run.site.device.startswith("cuda") else None,
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "failures": run.notes,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(run.started)),
         "seconds": round(time.time() - run.started, 3),
@@ -207,13 +220,16 @@ def describe(run: Run) -> dict[str, Any]:
 def publish(run: Run, folder: Path, description: dict[str, Any]) -> None:
     """Completes the results with run.json and moves them to `run.out`, replacing an earlier run of the experiment.
 
-    They would survive a power cut before the run's folder, from which they could be made again, goes.
+    run.json has the digests of all other files. All would survive a power cut before the run's folder, from which they
+    could be made again, goes.
 
     Raises:
         StoreFailed: there is no space; nothing of them is left.
     """
     with whole_or_gone(folder):
-        write_json(folder / "run.json", description)
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        digests = {path.relative_to(folder).as_posix(): file_digest(path) for path in files}
+        write_json(folder / "run.json", {**description, "files": digests})
         sync_tree(folder)
     old = run.out.with_name(f".{run.out.name}.{uuid.uuid4().hex[:8]}.old")
     if run.out.exists():
@@ -221,15 +237,6 @@ def publish(run: Run, folder: Path, description: dict[str, Any]) -> None:
     folder.rename(run.out)
     sync([run.out.parent])
     shutil.rmtree(old, ignore_errors=True)
-
-
-def git(root: Path, *arguments: str) -> str | None:
-    """What git says, or None where there is no git or no commit."""
-    try:
-        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
-    except OSError:
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from .foundation import build as build_foundation
 from .limit import TimeLimit
 from .patience import space_for
 from .site import Place, Site, resolve_device, site
+from .source import source
 from .store import Ref, Store
 from .workers import Workers
 
@@ -69,6 +70,7 @@ class Run:
     def __enter__(self) -> Run:
         experiment, root = self.experiment, self.root
         check_out(self.out, experiment)
+        self.source = source(root)  # now: in the hours that a run may take others change the tree
         folder = run_folder(experiment, root, self.out)
         folder.check(self.resume)
         stream = built_name(experiment.stream, experiment.stream_parameters, root)
