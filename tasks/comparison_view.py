@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 KEY = "comparison"  # the view's name in the address
+VIEW_TAG = f"mlflow.sharedViewState.{KEY}"  # of the experiment: where the UI keeps a view of that name
 
 
 def comparison_url(server: str, experiment: str) -> str:

@@ -13,10 +13,9 @@ from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from .comparison_view import KEY
+from .comparison_view import KEY, VIEW_TAG
 
 NOTE = "mlflow.note.content"  # the description in the UI, Markdown
-VIEW_TAG = f"mlflow.sharedViewState.{KEY}"
 KIND_TAG = ("mlflow.experimentKind", "custom_model_development")  # else the UI asks, or opens the view for LLM traces
 CHARTS = ("final_average_accuracy", "average_incremental_accuracy", "forgetting", "bytes_up")
 COLUMNS = (

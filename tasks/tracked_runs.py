@@ -107,9 +107,7 @@ def collect(root: Path, stream: str | None = None) -> Tracked:
     uri = tracking_uri(root)
     shown = without_credentials(uri)
     if "MLFLOW_TRACKING_URI" not in os.environ and not (root / "mlflow.db").exists():
-        raise InputError(
-            f"--from mlflow: expected MLFLOW_TRACKING_URI, or runs in {root / 'mlflow.db'} (not there yet)"
-        )
+        raise InputError(f"--from mlflow: no runs yet; expected MLFLOW_TRACKING_URI or the file {root / 'mlflow.db'}")
     try:
         client = MlflowClient(tracking_uri=uri)
         found = list(every(client.search_experiments))
