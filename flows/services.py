@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from tasks.comparison_view import VIEW_TAG, comparison_url
+from tasks.comparison_view import COMPARISON, VIEW_TAG, comparison_url
 
 from .server import end_with_parent
 
@@ -133,7 +133,7 @@ def comparisons(mlflow: str) -> list[tuple[str, str]]:
             found = json.load(answer).get("experiments", [])
     except (urllib.error.URLError, OSError, ValueError):  # a server with a log-in: its address has been printed
         return []
-    streams = [each for each in found if VIEW_TAG in {tag["key"] for tag in each.get("tags", [])}]
+    streams = [each for each in found if f"{VIEW_TAG}{COMPARISON}" in {tag["key"] for tag in each.get("tags", [])}]
     return sorted((each["name"], comparison_url(mlflow, each["experiment_id"])) for each in streams)
 
 

@@ -1,11 +1,12 @@
-"""The address of the comparison of methods in MLflow's UI."""
+"""Where MLflow's UI compares the methods on a stream."""
 
 from __future__ import annotations
 
-KEY = "comparison"  # the view's name in the address
-VIEW_TAG = f"mlflow.sharedViewState.{KEY}"  # of the experiment: where the UI keeps a view of that name
+VIEW_TAG = "mlflow.sharedViewState."  # of an experiment, then a view's name: where the UI keeps a view to share
+COMPARISON, SEEDS = "comparison", "seeds"  # ours, see tasks/stream_page.py
 
 
 def comparison_url(server: str, experiment: str) -> str:
-    """Of the MLflow experiment with this id: methods by their final average accuracy; the UI shows charts, too."""
-    return f"{server.rstrip('/')}/#/experiments/{experiment}/runs?viewStateShareKey={KEY}"
+    """The address of the comparison of methods in the MLflow experiment with this id."""
+    view = f"workflowType=machine_learning&viewStateShareKey={COMPARISON}"
+    return f"{server.rstrip('/')}/#/experiments/{experiment}/runs?{view}"

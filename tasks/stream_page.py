@@ -1,7 +1,7 @@
-"""A stream's MLflow experiment: what the stream is, how to compare on it, and the view that compares.
+"""A stream's MLflow experiment: what the stream is, how to compare on it, and the views that compare.
 
 MLflow's UI keeps views that users share as tags of the experiment; `?viewStateShareKey=comparison` opens ours: the
-methods by their final average accuracy, as a table or as charts.
+methods by their final average accuracy, as a table or as charts; `seeds` the runs that they are the means of.
 """
 
 from __future__ import annotations
@@ -13,16 +13,23 @@ from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from .comparison_view import KEY, VIEW_TAG
+from .comparison_view import COMPARISON, SEEDS, VIEW_TAG
 
 NOTE = "mlflow.note.content"  # the description in the UI, Markdown
-KIND_TAG = ("mlflow.experimentKind", "custom_model_development")  # else the UI asks, or opens the view for LLM traces
+KIND_TAG = "mlflow.experimentKind"  # without it the UI asks, or opens the page for traces of language models
 CHARTS = ("final_average_accuracy", "average_incremental_accuracy", "forgetting", "bytes_up")
-COLUMNS = (
-    *("metrics.`seeds`", "metrics.`final_average_accuracy`", "metrics.`final_average_accuracy_std`"),
-    *("metrics.`average_incremental_accuracy`", "metrics.`forgetting`", "metrics.`forgetting_std`"),
-    *("metrics.`bytes_up`", "metrics.`bytes_down`", "tags.`git_commit`"),
-)
+COLUMNS = {
+    COMPARISON: (
+        *("metrics.`seeds`", "metrics.`final_average_accuracy`", "metrics.`final_average_accuracy_std`"),
+        *("metrics.`average_incremental_accuracy`", "metrics.`forgetting`", "metrics.`forgetting_std`"),
+        *("metrics.`bytes_up`", "metrics.`bytes_down`", "tags.`git_commit`"),
+    ),
+    SEEDS: (
+        *("tags.`variant`", "tags.`seed`", "metrics.`final_average_accuracy`", "metrics.`forgetting`"),
+        *("metrics.`bytes_up`", "tags.`command`", "tags.`git_commit`", "tags.`digest`"),
+    ),
+}
+WIDTH = 150  # pixels of a column
 
 
 def experiment_of(client: MlflowClient, stream: dict[str, Any]) -> str:
@@ -51,12 +58,14 @@ def experiment_of(client: MlflowClient, stream: dict[str, Any]) -> str:
 
 
 def describe(client: MlflowClient, experiment: Experiment, stream: dict[str, Any]) -> None:
-    """Tells of the stream, once: what a user has changed stays until the stream is another one."""
-    if experiment.tags.get("stream_digest") == stream["digest"] and VIEW_TAG in experiment.tags:
-        return
-    told = [(NOTE, note(stream)), KIND_TAG, (VIEW_TAG, json.dumps(view()))]
-    for name, value in (*told, ("stream_digest", stream["digest"])):  # the digest last: half of it is told again
-        client.set_experiment_tag(experiment.experiment_id, name, value)
+    """Tells of the stream, once: a description that a user has changed stays until the stream is another one."""
+    told = {KIND_TAG: "custom_model_development"}
+    told |= {f"{VIEW_TAG}{key}": json.dumps(view(key)) for key in COLUMNS}
+    if experiment.tags.get("stream_digest") != stream["digest"]:
+        told |= {NOTE: note(stream), "stream_digest": stream["digest"]}  # the digest last: half of it is told again
+    for name, value in told.items():
+        if experiment.tags.get(name) != value:
+            client.set_experiment_tag(experiment.experiment_id, name, value)
 
 
 def note(stream: dict[str, Any]) -> str:
@@ -67,35 +76,36 @@ def note(stream: dict[str, Any]) -> str:
         f"{stream['classes']} classes, {stream['clients']} clients, {stream['experiences']} experiences. "
         f"Digest `{stream['digest']}`.\n\n"
         "A run with `kind` = method is the mean over the seeds below it (`_std`: sample standard deviation). "
-        f"The comparison: `?viewStateShareKey={KEY}` at the end of this page's address, or the filter "
-        "`tags.kind = 'method'` with the column `final_average_accuracy`. Single runs of the comparison: "
-        "`tags.current = 'yes'`. The same table in a terminal: "
+        f"Add `?viewStateShareKey={COMPARISON}` to this page's address, and methods are compared, as a table or as "
+        f"charts (filter `tags.kind = 'method'`); `{SEEDS}` shows the runs that they are the means of (filter "
+        "`tags.current = 'yes'`). The same table in a terminal: "
         f"`fcl compare --from mlflow --stream {stream['name']}`."
     )
 
 
-def view() -> dict[str, Any]:
-    """The state of the UI that compares methods."""
-    section = "comparison"
+def view(key: str) -> dict[str, Any]:
+    """A state of the UI: `comparison`, the methods by accuracy, or `seeds`, the runs that they are the means of."""
+    section = {"uuid": key, "name": "mean over seeds" if key == COMPARISON else "seeds", "display": True}
     charts = [
         {
-            "uuid": f"{section}-{name}",
+            "uuid": f"{key}-{name}",
             "type": "BAR",
             "metricKey": name,
-            "metricSectionId": section,
+            "metricSectionId": key,
             "runsCountToCompare": 20,
             "deleted": False,
             "isGenerated": False,
         }
         for name in CHARTS
     ]
-    shown = {"uuid": section, "name": "methods, mean over seeds", "display": True, "isReordered": False}
     return {
-        "searchFilter": "tags.kind = 'method'",
-        "orderByKey": "metrics.`final_average_accuracy`",
-        "orderByAsc": False,
-        "selectedColumns": list(COLUMNS),
+        "searchFilter": "tags.kind = 'method'" if key == COMPARISON else "tags.current = 'yes'",
+        "orderByKey": "metrics.`final_average_accuracy`" if key == COMPARISON else "tags.`variant`",
+        "orderByAsc": key != COMPARISON,
+        "selectedColumns": list(COLUMNS[key]),
+        "columnOrder": list(COLUMNS[key]),
+        "columnWidths": dict.fromkeys(COLUMNS[key], WIDTH),
         "runsHiddenMode": "SHOW_ALL",
         "compareRunCharts": charts,
-        "compareRunSections": [{**shown, "deleted": False, "isGenerated": False}],
+        "compareRunSections": [section | {"columns": 2, "isReordered": False, "deleted": False, "isGenerated": False}],
     }
