@@ -175,6 +175,10 @@ def foundation(
 @app.command()
 def compare(
     stream: Annotated[str | None, typer.Option(help="this stream only")] = None,
+    source: Annotated[
+        str,
+        typer.Option("--from", metavar="results|mlflow", help="mlflow: also runs of others, and those with an --out"),
+    ] = "results",
 ) -> None:
     """The comparison table over results/, and where methods were measured over simulated time, their speed-ups."""
     from metrics.comparison import collect, table, to_rich
@@ -184,16 +188,27 @@ def compare(
     from metrics.time_comparison import to_rich as times_to_rich
     from parameters import project_root
 
-    results = project_root() / "results"
-    runs = collect(results, stream)
+    if source not in ("results", "mlflow"):
+        raise InputError(f"--from: expected results or mlflow (got '{source}')")
+    root, notes = project_root(), []
+    if source == "mlflow":
+        with settings.importing():
+            from flows.tracked import tracked
+
+        runs, times, notes = tracked(root, stream)
+    else:
+        runs = collect(root / "results", stream)
+        times = over_time(root / "results", runs)
     summary = table(runs)
     console.print(to_rich(summary))
     for name, of_stream in summary.groupby(level="stream"):
         header, rows = task_rows(of_stream.dropna(axis="columns", how="all"))
         if rows:
             console.print(tasks_to_rich(name, header, rows))
-    for compared in over_time(results, runs):
+    for compared in times:
         console.print(times_to_rich(compared))
+    for note in notes:
+        console.print(f"[yellow]note:[/] {note}", highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -46,6 +46,7 @@ class Experiment(BaseModel):
     faults: FaultParameters | None = None  # where any are simulated
     seed: int
     run: RunParameters
+    sets: tuple[str, ...] = ()  # the --set that led here: how to repeat it, no part of what it is
 
     @property
     def model(self) -> dict[str, Any]:
@@ -59,7 +60,7 @@ class Experiment(BaseModel):
     def identity(self) -> dict[str, Any]:
         """All that determines the result, with defaults filled in."""
         without = {name for name in ("foundation", "devices", "faults") if getattr(self, name) is None}
-        return self.model_dump(mode="json", exclude={"run", *without})
+        return self.model_dump(mode="json", exclude={"run", "sets", *without})
 
     @property
     def digest(self) -> str:
@@ -206,6 +207,7 @@ def experiment(
         faults=faults if faults.active else None,
         seed=seed,
         run=run_parameters(given),
+        sets=tuple(sets),
     )
     if result.stream_parameters.source == "tasks" and not kind.multitask:
         able = ", ".join(each for each in methods.names() if methods.get(each).multitask)

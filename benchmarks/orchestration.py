@@ -29,7 +29,7 @@ settings.apply()
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings  # noqa: E402
 from prefect.task_runners import ThreadPoolTaskRunner  # noqa: E402
 
-from flows.conduct import tracking_description  # noqa: E402
+from flows.description import tracking_description  # noqa: E402
 from flows.experiment import experiment as flow  # noqa: E402
 from flows.server import prefect_server  # noqa: E402
 from methods import CENTRE, Moment  # noqa: E402

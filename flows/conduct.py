@@ -13,10 +13,11 @@ from parameters import Experiment
 from tasks import interruption
 from tasks.checkpoint import RunFolder
 from tasks.delivery import file_record
-from tasks.results import describe, main_kind, publish, read_json, write_results
+from tasks.results import describe, publish, read_json, write_results
 from tasks.run import Run, check_out, finished_results, run_folder
 from tasks.tracking import Tracker
 
+from .description import tracking_description
 from .server import outlast, prefect_server
 from .settings import importing
 
@@ -96,52 +97,6 @@ def tidy(folder: RunFolder, root: Path, out: Path) -> None:
         with folder:
             file_record(root, folder.path, out)
     folder.clean_up()
-
-
-def tracking_description(run: Run) -> dict:
-    """What MLflow is told when a run starts."""
-    from tasks.files import file_digest
-
-    spec, stream = run.experiment, run.site.stream
-    parameters = spec.identity() | {"run": spec.run.model_dump(mode="json")}
-    networks = parameters.pop("models")
-    parameters |= {"model": networks[0]} if len(networks) == 1 else {"models": dict(enumerate(networks))}
-    return {
-        "run_name": f"{spec.method}/seed-{spec.seed}",
-        "rounds": spec.train.rounds,
-        "patience": spec.run.tracking_patience,
-        "journal": run.progress.journal,  # bytes of the journal that a resumed run goes on from
-        "main_model": main_kind(run),
-        "parameters": flat(parameters),
-        "tags": {
-            "method": spec.method,
-            "stream": spec.stream,
-            "seed": str(spec.seed),
-            "git_commit": run.source["git_commit"] or "",
-            "parameter_digest": spec.digest,
-            "stream_digest": stream.digest,
-            "lock_digest": file_digest(run.root / "requirements.lock") or "",
-        },
-        "stream": {
-            "name": spec.stream,
-            "digest": stream.digest,
-            "source": spec.stream_parameters.source,
-            "clients": stream.clients,
-            "experiences": stream.experiences,
-            "classes": stream.classes,
-            "shape": list(stream.shape),
-            "samples": len(stream.labels),
-        },
-    }
-
-
-def flat(tree: dict, prefix: str = "") -> dict[str, object]:
-    """{"train": {"rounds": 3}} -> {"train.rounds": 3}"""
-    pairs: dict[str, object] = {}
-    for key, value in tree.items():
-        name = f"{prefix}.{key}" if prefix else key
-        pairs |= flat(value, name) if isinstance(value, dict) and value else {name: value}
-    return pairs
 
 
 @contextmanager

@@ -92,7 +92,7 @@ def log(built: Built, stream: str, parameters: FoundationParameters, root: Path)
     from mlflow.models import infer_signature
     from mlflow.tracking import MlflowClient
 
-    from .conduct import flat
+    from .description import flat
 
     experiment, name, record = f"foundation-{stream}", f"foundation-{built.folder.name}", built.record
     with chdir(root), tempfile.TemporaryDirectory() as place:  # a local database's artifacts lie under this folder

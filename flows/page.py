@@ -16,6 +16,7 @@ from prefect.client.schemas.actions import ArtifactCreate
 
 from metrics.comparison import COLUMNS, PERCENT
 from parameters import Experiment
+from tasks.comparison_view import comparison_url
 from tasks.delivery import tracking_uri, without_credentials
 from tasks.results import read_json
 from tasks.run import Run
@@ -88,7 +89,7 @@ def unit(factor: float) -> str:
 
 
 def mlflow_link(about: dict, root: Path) -> str:
-    """A link to the MLflow run where a server of it is known, else its id."""
+    """Links to the MLflow run and the comparison it is in where a server of MLflow is known, else the run's id."""
     run, experiment = about.get("mlflow_run"), about.get("mlflow_experiment")
     if not run:
         return "not yet: MLflow could not be reached, the next run sends the records"
@@ -96,7 +97,8 @@ def mlflow_link(about: dict, root: Path) -> str:
     server = uri if uri.startswith(("http://", "https://")) else os.environ.get(MLFLOW_UI)
     if not server or not experiment:
         return f"run `{run}`"
-    return f"[run {run}]({server.rstrip('/')}/#/experiments/{experiment}/runs/{run})"
+    address = f"{server.rstrip('/')}/#/experiments/{experiment}/runs/{run}"
+    return f"[run {run}]({address}), [all methods on {about['stream']}]({comparison_url(server, experiment)})"
 
 
 def figure(path: Path) -> str:

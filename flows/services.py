@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -13,6 +14,8 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from tasks.comparison_view import COMPARISON, VIEW_TAG, comparison_url
 
 from .server import end_with_parent
 
@@ -118,6 +121,22 @@ def answers(address: str) -> bool:
         return False
 
 
+def comparisons(mlflow: str) -> list[tuple[str, str]]:
+    """(stream, address of its comparison) for each stream that the MLflow server knows; none where it does not say."""
+    ask = urllib.request.Request(
+        f"{mlflow.rstrip('/')}/api/2.0/mlflow/experiments/search",
+        json.dumps({"max_results": 1000}).encode(),
+        {"Content-Type": "application/json"},
+    )
+    try:
+        with urllib.request.urlopen(ask, timeout=5) as answer:
+            found = json.load(answer).get("experiments", [])
+    except (urllib.error.URLError, OSError, ValueError):  # a server with a log-in: its address has been printed
+        return []
+    streams = [each for each in found if f"{VIEW_TAG}{COMPARISON}" in {tag["key"] for tag in each.get("tags", [])}]
+    return sorted((each["name"], comparison_url(mlflow, each["experiment_id"])) for each in streams)
+
+
 def address_file(root: Path) -> Path:
     """Where a running `fcl serve` of the project says its server's address."""
     return root / "runs" / "serve.json"
@@ -161,4 +180,6 @@ def user_interfaces(root: Path) -> Iterator[tuple[Services, str, str]]:
         if not remote:
             services.wait_for("MLflow", mlflow)
         print(f"MLflow UI   {mlflow}/#/experiments", flush=True)
+        for stream, address in comparisons(mlflow):
+            print(f"            methods on {stream}: {address}", flush=True)
         yield services, prefect, mlflow

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import isnan
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from rich.table import Table
@@ -50,6 +51,11 @@ def collect(results: Path, stream: str | None = None) -> pd.DataFrame:
     return pd.DataFrame(runs).sort_values(["stream", "method", "seed"], ignore_index=True)
 
 
+def same_but_seed(run: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a run.json what must be equal for a mean over seeds."""
+    return {**run["experiment"], "seed": None, "stream_digest": run["stream_digest"]}
+
+
 def _same_but_seed(paths: Sequence[Path]) -> None:
     """A mean over seeds of different experiments would be a number about nothing.
 
@@ -60,7 +66,7 @@ def _same_but_seed(paths: Sequence[Path]) -> None:
     for path in (path.with_name("run.json") for path in paths):
         if path.exists():
             found = json.loads(path.read_text(encoding="utf-8"))
-            what = {**found["experiment"], "seed": None, "stream_digest": found["stream_digest"]}
+            what = same_but_seed(found)
             other, known = first.setdefault(path.parent.parent, (path.parent, what))
             if what != known:
                 changed = ", ".join(key for key in what if what[key] != known.get(key))

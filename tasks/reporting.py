@@ -1,7 +1,9 @@
 """One MLflow run, fed from a run's journal and finished from its results. Only the tracking process imports MLflow.
 
 Everything can be said twice, since a sender that is killed is not missed: the MLflow run is found again by its lineage,
-points carry the time of their journal line (MLflow keeps equal points once), and the model is looked for first.
+points carry the time of their journal line (MLflow keeps equal points once), and the model and its registered version
+are looked for first. What is said of several runs (the mean over seeds, the aliases of a registered model) is derived
+from what MLflow has of them, again after each: see `tasks/summary_run.py`.
 """
 
 from __future__ import annotations
@@ -10,15 +12,20 @@ import json
 import math
 import tempfile
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from .artifacts import fetch, log_model
+from .registered import MEASURE, register
+from .stream_page import experiment_of
+from .summary_run import refresh, summary_run
 
 Point = tuple[str, float, int, int]  # name, value, milliseconds since 1970, step
 
@@ -27,7 +34,7 @@ class Report:
     """The MLflow run of one run of ours.
 
     Args:
-        description: what MLflow is told when a run starts (`flows.conduct.tracking_description`).
+        description: what MLflow is told when a run starts (`flows.description.tracking_description`).
         journal: the run's journal.
         known: what an earlier report of the same run kept, or None.
         keep: called with what a later report of the same run must know, as soon as that changes.
@@ -45,8 +52,8 @@ class Report:
         with FileLock(Path(description["root"]) / "runs" / "mlflow.lock"):  # two first runs would both make the tables
             self.client = MlflowClient(tracking_uri=description["uri"])
             run = (known and self._get(known["run_id"])) or self._found()
-        continued = known if run and known and run.info.run_id == known["run_id"] else {}
-        run = run or self._create()
+            continued = known if run and known and run.info.run_id == known["run_id"] else {}
+            run = run or self._create()  # here, too: two first runs would each make the summary of their method
         self.run_id, self.experiment_id = run.info.run_id, run.info.experiment_id
         # A resumed run has cut off the lines that its checkpoint did not count.
         self.read = min(continued.get("delivered", 0), description["journal"])
@@ -76,10 +83,9 @@ class Report:
 
     def _create(self) -> Run:
         about = self.description
-        name = about["stream"]["name"]
-        experiment = self.client.get_experiment_by_name(name)
-        where = experiment.experiment_id if experiment else self.client.create_experiment(name)
-        tags = about["tags"] | {"lineage": about["lineage"]}
+        where = experiment_of(self.client, about["stream"])
+        above = summary_run(self.client, where, about["tags"])
+        tags = about["tags"] | {"lineage": about["lineage"], "kind": "seed", MLFLOW_PARENT_RUN_ID: above}
         return self.client.create_run(where, run_name=about["run_name"], tags=tags)
 
     def _describe(self) -> None:
@@ -156,20 +162,41 @@ class Report:
         self.journal.close()
 
     def finish(self, end: dict[str, Any]) -> None:
-        """Final metrics, artifacts and the model; closes the MLflow run. `end` is a record's finish.json."""
+        """Final metrics, artifacts and the model; closes the MLflow run, and tells what it changes for its method.
+
+        `end` is a record's finish.json.
+        """
         points = [(name, value, end["time"], 0) for name, value in end["metrics"].items()]
         self._log(points)
-        for name in ("digest", "prefect_flow_run"):
-            self.client.set_tag(self.run_id, name, end["run"][name])
+        told = {name: str(end["run"][name]) for name in ("digest", "prefect_flow_run")}
+        told["finished"] = time_of(end["time"])
+        self.client.log_batch(self.run_id, tags=[RunTag(*pair) for pair in told.items()])
         self.client.log_dict(self.run_id, {**end["run"], "mlflow_run": self.run_id}, "run.json")
         with tempfile.TemporaryDirectory() as place:
             files, model = Path(place) / "files", Path(place) / "model"
             if fetch(Path(end["results"]), end["files"], files) and fetch(Path(end["results"]), end["model"], model):
                 self.client.log_artifacts(self.run_id, str(files))
-                files = list(model.iterdir())
-                what = files[0] if len(files) == 1 else model
-                self._log(points, log_model(self.client, self.run_id, what, self.description))
+                if end["model"]:
+                    self._log_model(model, points, told, end["metrics"])
             else:
                 self.client.set_tag(self.run_id, "results", f"were replaced in {end['results']} before they were sent")
         self.client.set_terminated(self.run_id)
+        refresh(self.client, self.experiment_id, self.description["tags"])
         self.journal.close()
+
+    def _log_model(self, folder: Path, points: list[Point], told: dict[str, str], metrics: dict[str, float]) -> None:
+        """The model whose files lie in `folder`, as the run's and as a version of the method's registered model."""
+        files = list(folder.iterdir())
+        what = files[0] if len(files) == 1 else folder
+        model = log_model(self.client, self.run_id, what, self.description)
+        self._log(points, model)
+        about = self.description["tags"]
+        names = ("stream", "method", "variant", "seed", "stream_digest", "git_commit", "experiment_digest")
+        tags = {name: about[name] for name in names} | told | {"run": self.description["run_name"]}
+        measured = {MEASURE: repr(metrics[MEASURE])} if MEASURE in metrics else {}
+        register(self.client, self.run_id, model, tags | measured)
+
+
+def time_of(milliseconds: int) -> str:
+    """Milliseconds since 1970 as 2026-11-22T03:04:05.678+00:00: text in the order of time."""
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds")

@@ -29,7 +29,7 @@ from metrics.task_measures import task_measures
 from .files import file_digest, sync, sync_tree, write_json
 from .foundation import read
 from .patience import space_for
-from .run import Run
+from .run import LOCK, Run
 from .saved import BACKBONE, content
 from .store import encode
 
@@ -200,7 +200,7 @@ def describe(run: Run) -> dict[str, Any]:
         **identify(run),
         "experiment": run.experiment.identity(),
         "foundation_digest": run.built.record["digest"] if run.built else None,
-        "lock_digest": file_digest(run.root / "requirements.lock"),
+        "lock_digest": file_digest(LOCK),
         **run.source,
         "prefect_flow_run": run.flow_runs[-1] if run.flow_runs else None,
         "main_model": main_kind(run),
