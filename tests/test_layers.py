@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("methods", "models", "streams", "metrics", "tasks", "flows")
+PACKAGES = ("methods", "models", "streams", "metrics", "report", "tasks", "flows")
 MODULES = ("cli", "errors", "multitask", "parameters", "randomness")
 # What a package may import of the project, besides itself.
 ALLOWED = {
     "models": {"errors", "multitask", "randomness"},
     "streams": {"errors", "multitask", "randomness"},
     "metrics": {"errors"},
+    "report": {"errors", "metrics"},
     "methods": {"errors", "multitask", "randomness", "models"},
     "tasks": {"errors", "multitask", "randomness", "models", "methods", "streams", "metrics", "parameters"},
     "errors": set(),
@@ -63,8 +64,8 @@ def test_imports_run_one_way(package):
     assert {relative(path): wrong for path in files if (wrong := imported(path) & forbidden)} == {}
 
 
-def test_algorithms_networks_streams_and_metrics_import_no_orchestrator():
-    files = sources("methods", "models", "streams", "metrics")
+def test_what_computes_or_reports_imports_no_orchestrator():
+    files = sources("methods", "models", "streams", "metrics", "report")
     assert {relative(path): wrong for path in files if (wrong := imported(path) & ORCHESTRATION)} == {}
 
 
@@ -72,7 +73,7 @@ def test_importing_them_all_loads_no_orchestrator_and_no_pipeline():
     """Nor does what they import; so they run on a bare machine."""
     modules = [
         relative(path).removesuffix(".py").replace("/", ".").removesuffix(".__init__")
-        for path in sources("methods", "models", "streams", "metrics")
+        for path in sources("methods", "models", "streams", "metrics", "report")
     ]
     code = f"""
 import importlib, sys
