@@ -55,13 +55,10 @@ def warnings(stream: Stream) -> list[str]:
 
 
 def plain(value: Any) -> str:
-    """A value of JSON as a person would write it: `kind dirichlet, alpha 0.5`."""
+    """A value of JSON as a person would write it, without what is empty or off: `kind dirichlet, alpha 0.5`."""
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_inner(each)}" for key, each in value.items() if each not in (None, False, {}, []))
+        said = [(key, plain(each), isinstance(each, dict | list)) for key, each in value.items() if each]
+        return ", ".join(f"{key} ({text})" if nested else f"{key} {text}" for key, text, nested in said if text)
     if isinstance(value, list):
-        return "; ".join(map(_inner, value))
+        return "; ".join(filter(None, map(plain, value)))
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _inner(value: Any) -> str:
-    return f"({plain(value)})" if isinstance(value, dict | list) else plain(value)

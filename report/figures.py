@@ -10,8 +10,10 @@ from contextlib import contextmanager
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from metrics import accuracy
 from metrics.personalisation import own_accuracy
@@ -20,7 +22,7 @@ from metrics.plots import COLOURS, DASHES, MARKERS, plot_comparison, styled
 from .front import Point, front
 from .results import Stream
 
-WIDTH = 6.4  # inches; the page scales figures down to its own width, and never up
+WIDTH = 4.8  # inches: little more than a phone is wide, so that the text of a figure stays readable there
 INK = "#000001"  # becomes the colour of the page's text; black is left for the numbers in heat maps
 SVG = {
     "svg.fonttype": "none",  # text stays text: small, and it can be searched and read aloud
@@ -29,7 +31,9 @@ SVG = {
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
 }
 NUMBERS_UP_TO = 6  # experiences: in small multiples there is no room for more
-PANELS = 3  # small multiples in a row
+HEAT = "cividis"
+COLUMNS = 3  # of a legend
+LONG = 14  # signs in a name, of which so many columns do not find room
 
 
 class Drawing:
@@ -37,27 +41,27 @@ class Drawing:
 
     svg = ""
 
-    def __init__(self, height: float) -> None:
-        self.figure = Figure((WIDTH, height), layout="constrained")
+    def __init__(self, width: float, height: float) -> None:
+        self.figure = Figure((width, height), layout="constrained")
 
 
 @contextmanager
-def drawing(name: str, height: float) -> Iterator[Drawing]:
-    """A figure of `height` inches; `name`, unique in its page, keeps its ids apart from those of other figures."""
+def drawing(name: str, height: float, width: float = WIDTH) -> Iterator[Drawing]:
+    """A figure of so many inches; `name`, unique in its page, keeps its ids apart from those of other figures."""
     with styled(**SVG, **{"svg.hashsalt": name}):
-        drawn = Drawing(height)
+        drawn = Drawing(width, height)
         yield drawn
         buffer, nothing = io.StringIO(), dict.fromkeys(("Date", "Creator", "Format", "Type"))
         drawn.figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-        drawn.svg = _inline(buffer.getvalue(), name)
+        drawn.svg = _inline(buffer.getvalue(), name, width)
 
 
-def _inline(text: str, name: str) -> str:
+def _inline(text: str, name: str, width: float) -> str:
     """A file of its own made part of a page: without namespaces, in the page's colours, with ids of its own."""
     text = text[text.index("<svg") :]
     text = re.sub(r'\s(?:xmlns(?::xlink)?|version)="[^"]*"', "", text)
     text = re.sub(
-        r'<svg[^>]*?viewBox="([^"]*)"[^>]*>', rf'<svg viewBox="\1" style="max-width:{WIDTH}in">', text, count=1
+        r'<svg[^>]*?viewBox="([^"]*)"[^>]*>', rf'<svg viewBox="\1" style="max-width:{width}in">', text, count=1
     )
     text = re.sub(r'\bid="', f'id="{name}-', text)
     text = re.sub(r'(xlink:href="|url\()#', rf"\1#{name}-", text).replace("xlink:href", "href")
@@ -72,8 +76,8 @@ def look(stream: Stream, method: str) -> tuple[str, object, str]:
 
 def draw_accuracy(stream: Stream, name: str) -> str:
     """Average accuracy so far over the experiences, mean over seeds with a band of one std."""
-    rows = -(-len(stream.runs) // PANELS)
-    with drawing(name, 2.8 + 0.2 * rows) as drawn:
+    rows = -(-len(stream.runs) // COLUMNS)
+    with drawing(name, 2.4 + 0.2 * rows) as drawn:
         axes = drawn.figure.subplots()
         plot_comparison(axes, {method: [run.course for run in runs] for method, runs in stream.runs.items()})
         axes.set_ylabel("average accuracy so far (%)")
@@ -81,28 +85,27 @@ def draw_accuracy(stream: Stream, name: str) -> str:
     return drawn.svg
 
 
-def draw_matrices(stream: Stream, name: str) -> str:
-    """The accuracy matrix of every method's main model, mean over seeds, the finally best method first."""
-    methods = list(stream.table.index)
-    rows = -(-len(methods) // PANELS)
-    with drawing(name, 0.3 + 2.1 * rows) as drawn:
-        panels = drawn.figure.subplots(rows, PANELS, squeeze=False).ravel()
-        for panel in panels[len(methods) :]:
-            panel.remove()
-        for panel, method in zip(panels, methods, strict=False):
-            R = np.mean([accuracy.matrix(run.matrix, run.main) for run in stream.runs[method]], axis=0)
-            image = _heat_map(panel, 100 * R)
-            panel.set_title(method, fontsize=9)
-        first, *_ = panels
-        first.set(xlabel="tested on experience", ylabel="after experience")
-        bar = drawn.figure.colorbar(image, ax=panels[: len(methods)].tolist(), shrink=0.8 if rows < 2 else 0.4)
+def draw_matrices(stream: Stream, name: str) -> list[str]:
+    """The accuracy matrix of every main model, mean over seeds, the finally best method first; the last is the key."""
+    found = []
+    for number, method in enumerate(stream.table.index):
+        R = np.mean([accuracy.matrix(run.matrix, run.main) for run in stream.runs[method]], axis=0)
+        with drawing(f"{name}{number}", 1.75, width=1.6) as drawn:
+            axes = drawn.figure.subplots()
+            _heat_map(axes, 100 * R)
+            axes.set_title(method, fontsize=9 if len(method) <= LONG else 6)
+        found.append(drawn.svg)
+    with drawing(f"{name}key", 0.6, width=1.6) as drawn:
+        bar = drawn.figure.colorbar(
+            ScalarMappable(Normalize(0, 100), HEAT), cax=drawn.figure.subplots(), orientation="horizontal"
+        )
         bar.set_label("accuracy (%)")
         bar.outline.set_visible(False)
-    return drawn.svg
+    return [*found, drawn.svg]
 
 
-def _heat_map(axes: Axes, cells: np.ndarray) -> object:
-    image = axes.pcolormesh(cells, cmap="cividis", vmin=0, vmax=100, edgecolors="face", linewidth=0.1)
+def _heat_map(axes: Axes, cells: np.ndarray) -> None:
+    image = axes.pcolormesh(cells, cmap=HEAT, vmin=0, vmax=100, edgecolors="face", linewidth=0.1)
     if max(cells.shape) > 2 * NUMBERS_UP_TO:
         image.set_rasterized(True)  # thousands of paths would be megabytes
     axes.invert_yaxis()
@@ -117,7 +120,6 @@ def _heat_map(axes: Axes, cells: np.ndarray) -> object:
         for (row, column), value in np.ndenumerate(cells):
             text, colour = ("–", INK) if np.isnan(value) else (f"{value:.0f}", "white" if value < 50 else "black")
             axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", color=colour, fontsize=7)
-    return image
 
 
 def draw_front(stream: Stream, points: Mapping[str, Point], axis: str, name: str) -> str:
@@ -127,26 +129,33 @@ def draw_front(stream: Stream, points: Mapping[str, Point], axis: str, name: str
     """
     paid = {method: point for method, point in points.items() if point.cost > 0}
     best = front(paid)
-    rows = -(-len(points) // PANELS)
-    with drawing(name, 3.0 + 0.2 * rows) as drawn:
+    rows = -(-len(points) // COLUMNS)
+    with drawing(name, 2.6 + 0.2 * rows) as drawn:
         axes = drawn.figure.subplots()
         costs = [point.cost for point in paid.values()]
         if max(costs) > 20 * min(costs):
             axes.set_xscale("log")
-        for method, point in points.items():
-            colour, dashes, marker = look(stream, method)
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        else:
+            axes.set_xlim(0, 1.08 * max(costs))
+        for method in (each for each in stream.table.index if each in points):
+            point, (colour, dashes, marker) = points[method], look(stream, method)
             if method in paid:
                 spread = {"xerr": point.cost_std, "yerr": 100 * point.accuracy_std, "elinewidth": 1}
                 axes.errorbar(point.cost, 100 * point.accuracy, **spread, color=colour, marker=marker, label=method)
             else:
                 axes.axhline(100 * point.accuracy, color=colour, linestyle=dashes, linewidth=1, label=method)
         where = [(paid[method].cost, 100 * paid[method].accuracy) for method in best]
+        for method, place in zip(best, where, strict=True):
+            axes.annotate(method, place, (-9, 6), textcoords="offset points", ha="right", fontsize=8)
         axes.step(*zip(*where, strict=True), where="post", color="grey", linewidth=1, zorder=0)
         rings = {"s": 120, "facecolors": "none", "edgecolors": "grey"}
         axes.scatter(*zip(*where, strict=True), **rings, label="not dominated")
         axes.set(xlabel=axis, ylabel="accuracy (%)")
-        axes.margins(0.08)
-        axes.yaxis.set_major_locator(MaxNLocator(6))
+        axes.margins(y=0.08)
+        axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
         _legend(drawn.figure, axes)
     return drawn.svg
 
@@ -171,4 +180,5 @@ def draw_clients(stream: Stream, name: str) -> str:
 
 def _legend(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=PANELS, handlelength=3.2)
+    columns = COLUMNS if max(map(len, labels), default=0) <= LONG else COLUMNS - 1
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, handlelength=2.6)

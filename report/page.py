@@ -41,9 +41,9 @@ class Finding(Protocol):
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure of the page; the caption says what is to be seen."""
+    """A figure of the page: one drawing or several small ones; the caption says what is to be seen."""
 
-    svg: Markup
+    svgs: list[Markup]
     caption: str
 
 
@@ -102,8 +102,8 @@ def _pictures(stream: Stream, name: str) -> dict[str, Picture]:
         found["accuracy"] = figures.draw_accuracy(stream, f"{name}a"), f"Average accuracy over experiences{band}."
         found["forgetting"] = (
             figures.draw_matrices(stream, f"{name}m"),
-            "Accuracy on each experience (column) after each experience (row), mean over seeds: forgetting shows as a "
-            "column that darkens downwards; above the diagonal is what was not learnt yet.",
+            "Accuracy on each experience (column) after each experience (row) in %, mean over seeds: forgetting shows "
+            "as a column that darkens downwards; above the diagonal is what was not learnt yet.",
         )
     which = "on own test data" if accuracy_metric(stream) != "final_average_accuracy" else "after the last experience"
     said = (
@@ -123,7 +123,10 @@ def _pictures(stream: Stream, name: str) -> dict[str, Picture]:
             "nearer the dots, the fairer.",
         )
     # What matplotlib wrote; it has escaped the names in it.
-    return {key: Picture(Markup(svg), caption) for key, (svg, caption) in found.items()}
+    return {
+        key: Picture([Markup(svg) for svg in ([drawn] if isinstance(drawn, str) else drawn)], caption)
+        for key, (drawn, caption) in found.items()
+    }
 
 
 def to_html(found: Sequence[Section], findings: Sequence[Finding] = (), top: str = "..") -> str:

@@ -9,7 +9,7 @@ from math import isclose, isnan
 from metrics.comparison import MISSING, PERCENT, Column, cell
 
 from .results import Stream
-from .significance import paired
+from .significance import FEWEST_SEEDS, paired
 
 ROUNDING = 1e-12  # relative: means that are nearer are equal up to the order of their sums
 
@@ -112,9 +112,17 @@ def _against(stream: Stream, column: Column, method: str, other: str) -> Cell:
     if isnan(found.difference):
         return Cell(MISSING, "" if isnan(stream.table.loc[method, column.metric]) else found.words)
     spread = "" if isnan(found.std) else f" ± {found.std * column.factor:.{column.digits}f}"
-    same = found.p is not None and found.seeds == stream.table.loc[method, "seeds"]  # then the row says how many
-    note = found.words.partition(",")[0] if same else found.words
+    note = found.words
+    if found.p is not None and found.seeds == stream.table.loc[method, "seeds"]:  # the row says how many
+        note = note.partition(",")[0]
+    elif untested(stream) and not found.identical:  # the title says why
+        note = ""
     return Cell(signed(found.difference * column.factor, column.digits) + spread, note)
+
+
+def untested(stream: Stream) -> bool:
+    """Whether there are too few seeds for any test."""
+    return bool(stream.table["seeds"].max() < FEWEST_SEEDS)
 
 
 def signed(value: float, digits: int) -> str:
@@ -127,13 +135,14 @@ def compared(stream: Stream, columns: Mapping[str, Column]) -> list[Table]:
     """The differences to the best and, where that sends nothing, to the best that sends anything."""
     columns = {heading: column for heading, column in columns.items() if column.factor == PERCENT}
     found = []
+    without = f"; fewer than {FEWEST_SEEDS} seeds: no test" * untested(stream)
     if len(stream.table) > 1:
-        found.append(differences(stream, columns, "Difference to the best, paired over seeds"))
+        found.append(differences(stream, columns, f"Difference to the best, paired over seeds{without}"))
     senders = [method for method in stream.table.index if stream.sends(method)]
     bounds = any(
         not {*best(stream, column)} & {*best(stream, column, senders)} for column in shown(stream, columns).values()
     )
     if len(senders) > 1 and bounds:
-        title = "The same among methods whose clients and server exchange something"
+        title = f"The same among methods whose clients and server exchange something{without}"
         found.append(differences(stream, columns, title, senders=True))
     return found
