@@ -50,7 +50,7 @@ def warnings(stream: Stream) -> list[str]:
     if len({tuple(run.seed for run in runs) for runs in stream.runs.values()}) > 1:
         found.append("Methods were run with different seeds; differences are over the seeds that two methods share.")
     if unclean := [run for run in stream.every if run.about.get("git_clean") is False]:
-        found.append(f"{counted(len(unclean), 'run')} were of code with changes that are in no commit (marked +).")
+        found.append(f"The code of {counted(len(unclean), 'run')} had changes that are in no commit (marked +).")
     return found
 
 
