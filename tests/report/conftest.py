@@ -55,7 +55,7 @@ class Tree:
         tasks: dict[tuple[str, str], float] | None = None,
         **about: object,
     ) -> Path:
-        """A run whose accuracy falls from `START` to `final`; its clients are 0, 1, 2 points better than the server's."""
+        """A run whose accuracy falls from `START` to `final`; clients are 0, 1, 2 points better than the server's."""
         folder = self.results / stream / method / f"seed-{seed}"
         folder.mkdir(parents=True)
         matrix = _matrix(final, experiences)
@@ -123,6 +123,12 @@ def _rounds(experiences: int, sent: int, simulated: float) -> pd.DataFrame:
 def tree(tmp_path):
     """No results yet: `tree.run("fedavg", seed=0, final=0.5)` writes a run's."""
     return Tree(tmp_path)
+
+
+@pytest.fixture
+def project_tree(project):
+    """The same in a project folder."""
+    return Tree(project)
 
 
 @pytest.fixture
