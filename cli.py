@@ -212,6 +212,19 @@ def compare(
 
 
 @app.command()
+def report(
+    stream: Annotated[str | None, typer.Option(help="this stream only")] = None,
+) -> None:
+    """The comparison as a page: comparison/report.html and report.md, with figures, tests and every run's command."""
+    from flows.report import write_report
+    from parameters import project_root
+
+    root = project_root()
+    for path in write_report(root, stream):
+        console.print(str(path.relative_to(root)), highlight=False, soft_wrap=True)
+
+
+@app.command()
 def verify(
     folder: Annotated[Path | None, typer.Argument(metavar="[DIR]", help="a folder of results")] = None,
     everything: Annotated[bool, typer.Option("--all", help="all of results/, one after the other")] = False,

@@ -62,7 +62,7 @@ def page(title: str, out: Path, root: Path) -> str:
     metrics, about = read_json(out / "metrics.json"), read_json(out / "run.json")
     rows = [
         f"| {name.replace('_', ' ') if factor == PERCENT else heading} | {factor * metrics[name]:.1f}{unit(factor)} |"
-        for heading, (name, factor) in COLUMNS.items()
+        for heading, (name, factor, *_) in COLUMNS.items()
         if name in metrics
     ]
     folder = out.relative_to(root) if out.is_relative_to(root) else out

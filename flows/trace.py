@@ -84,7 +84,7 @@ def _parameters(run: Mapping[str, Any] | None, folder: Path | None, root: Path) 
     now, differences, why = since(run, root)
     if now is None:
         return found | {"unknown": why}
-    return found | {"parameters": differences, "command": again(run, differences, folder, root)}
+    return found | {"parameters": differences, "command": again(run, folder, root)}
 
 
 def _stream_of(origin: Origin) -> str | None:

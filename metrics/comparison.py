@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from math import isnan
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 from rich.table import Table
@@ -16,15 +16,39 @@ from errors import InputError
 
 WORDS = ["stream", "method"]
 PERCENT, MEGA = 100, 1e-6
-COLUMNS = {  # heading: (metric, factor from its unit to the shown one)
-    "final": ("final_average_accuracy", PERCENT),
-    "own data": ("personalisation_mean", PERCENT),
-    "incremental": ("average_incremental_accuracy", PERCENT),
-    "forgetting": ("forgetting", PERCENT),
-    "KR time": ("temporal_retention", PERCENT),
-    "KR space": ("spatial_retention", PERCENT),
-    "MB up": ("bytes_up", MEGA),
-    "MB down": ("bytes_down", MEGA),
+
+
+class Column(NamedTuple):
+    """How a metric is shown.
+
+    Attributes:
+        metric: its name in metrics.json.
+        factor: from its unit to the shown one.
+        higher: whether higher is better.
+        digits: after the point, once multiplied.
+    """
+
+    metric: str
+    factor: float
+    higher: bool
+    digits: int = 1
+
+
+COLUMNS = {  # by heading
+    "final": Column("final_average_accuracy", PERCENT, higher=True),
+    "own data": Column("personalisation_mean", PERCENT, higher=True),
+    "incremental": Column("average_incremental_accuracy", PERCENT, higher=True),
+    "forgetting": Column("forgetting", PERCENT, higher=False),
+    "KR time": Column("temporal_retention", PERCENT, higher=True),
+    "KR space": Column("spatial_retention", PERCENT, higher=True),
+    "MB up": Column("bytes_up", MEGA, higher=False),
+    "MB down": Column("bytes_down", MEGA, higher=False),
+}
+FAIRNESS = {  # by heading: of the clients' final average accuracies, each on its own test data
+    "mean": Column("personalisation_mean", PERCENT, higher=True),
+    "spread": Column("personalisation_std", PERCENT, higher=False),
+    "worst tenth": Column("personalisation_worst_decile", PERCENT, higher=True),
+    "gain": Column("personalisation_gain", PERCENT, higher=True),
 }
 MISSING = "–"
 LEGEND = (
@@ -129,7 +153,7 @@ def _header(table: pd.DataFrame) -> list[str]:
 
 def _rows(table: pd.DataFrame) -> Iterator[list[str]]:
     for row in table.reset_index().to_dict("records"):
-        numbers = (_cell(row, metric, factor) for metric, factor in COLUMNS.values())
+        numbers = (cell(row, column) for column in COLUMNS.values())
         yield [*(row[name] for name in _words(table)), str(row["seeds"]), *numbers]
 
 
@@ -138,9 +162,15 @@ def _words(table: pd.DataFrame) -> list[str]:
     return WORDS if table.index.get_level_values("stream").nunique() > 1 else ["method"]
 
 
-def _cell(row: dict[str, float], metric: str, factor: float) -> str:
-    mean, std = (row.get(name, float("nan")) for name in (metric, f"{metric}_std"))
+def cell(row: Mapping[str, float], column: Column) -> str:
+    """A method's "mean ± std" in the column's unit; `MISSING` where it has no such metric.
+
+    Args:
+        row: of `table`.
+    """
+    mean, std = (row.get(name, float("nan")) for name in (column.metric, f"{column.metric}_std"))
     if isnan(mean):
         return MISSING
-    exact = factor != PERCENT and not std  # bytes that no seed changes need no spread
-    return f"{mean * factor:.1f}" + ("" if isnan(std) or exact else f" ± {std * factor:.1f}")
+    exact = column.factor == MEGA and not std  # bytes that no seed changes need no spread
+    shown = [f"{value * column.factor:.{column.digits}f}" for value in (mean, std)]
+    return shown[0] if isnan(std) or exact else " ± ".join(shown)

@@ -17,10 +17,10 @@ def personalisation(frame: pd.DataFrame) -> dict[str, float]:
     are all the clients. [field] The worst tenth is the mean over the worst ceil(N / 10) clients. [ours]
     The gain, personal minus received over clients that have both, is in [-1, 1]. No key where no client was measured.
     """
-    personal, received = _final(frame, "personal"), _final(frame, "received")
-    own = sorted(received if personal.empty else personal)
+    own = sorted(own_accuracy(frame))
     if not own:
         return {}
+    personal, received = _final(frame, "personal"), _final(frame, "received")
     found = {
         "personalisation_mean": fmean(own),
         "personalisation_std": pstdev(own),
@@ -28,6 +28,12 @@ def personalisation(frame: pd.DataFrame) -> dict[str, float]:
     }
     gains = (personal - received).dropna()
     return {**found, "personalisation_gain": fmean(gains)} if len(gains) else found
+
+
+def own_accuracy(frame: pd.DataFrame) -> pd.Series:
+    """Each client's final average accuracy on its own test data, of what it uses, in [0, 1], by client."""
+    personal = _final(frame, "personal")
+    return _final(frame, "received") if personal.empty else personal
 
 
 def _final(frame: pd.DataFrame, model: str) -> pd.Series:

@@ -41,9 +41,16 @@ _style = Lock()  # matplotlib's style is one per process, and tasks may draw in 
 
 
 @contextmanager
+def styled(**settings: object) -> Iterator[None]:
+    """The project's style for what is drawn inside, with matplotlib `settings` over it, one drawing at a time."""
+    with _style, style.context(["default", STYLE, settings]):
+        yield
+
+
+@contextmanager
 def _axes(path: Path, width: float, height: float, title: str, about: About) -> Iterator[Axes]:
     """Axes of a figure of so many inches, written to `path` as PNG in the end, whatever the user's own style is."""
-    with _style, style.context(["default", STYLE]):
+    with styled():
         figure = Figure((width, height), layout="constrained")
         axes = figure.subplots()
         axes.set_title(title)
@@ -101,18 +108,22 @@ def draw_comparison(
     Args:
         curves: for each method one `over_experiences` frame per seed; the legend lists the finally best one first.
     """
-    spread = {name: _over_seeds(runs) for name, runs in curves.items()}
-    best_first = sorted(spread, key=lambda name: (-spread[name]["mean"].iloc[-1], name))
     with _axes(path, 6.4, 3.4, title, about) as axes:
-        for name in best_first:
-            mean, std = spread[name]["mean"], spread[name]["std"]
-            place = list(curves).index(name)  # a method keeps its colour whatever its rank
-            colour, dashes, marker = (kind[place % len(kind)] for kind in (COLOURS, DASHES, MARKERS))
-            axes.plot(mean, color=colour, linestyle=dashes, marker=marker, markersize=5, linewidth=1.6, label=name)
-            axes.fill_between(mean.index, mean - std, mean + std, color=colour, alpha=0.15, linewidth=0)
-        _percent_over_experiences(axes)
+        plot_comparison(axes, curves)
         axes.set_ylabel("average accuracy $A_a$ (%)")
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), handlelength=3.2)
+
+
+def plot_comparison(axes: Axes, curves: Mapping[str, Sequence[pd.DataFrame]]) -> None:
+    """The lines and bands of `draw_comparison`, labelled, without a legend."""
+    spread = {name: _over_seeds(runs) for name, runs in curves.items()}
+    for name in sorted(spread, key=lambda name: (-spread[name]["mean"].iloc[-1], name)):
+        mean, std = spread[name]["mean"], spread[name]["std"]
+        place = list(curves).index(name)  # a method keeps its colour whatever its rank
+        colour, dashes, marker = (kind[place % len(kind)] for kind in (COLOURS, DASHES, MARKERS))
+        axes.plot(mean, color=colour, linestyle=dashes, marker=marker, markersize=5, linewidth=1.6, label=name)
+        axes.fill_between(mean.index, mean - std, mean + std, color=colour, alpha=0.15, linewidth=0)
+    _percent_over_experiences(axes)
 
 
 def draw_over_time(courses: Mapping[str, pd.DataFrame], path: Path, title: str = "", about: About = None) -> None:

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from math import isnan
 from statistics import fmean, pstdev
 
 import pandas as pd
 from rich.table import Table
 
+from metrics.comparison import MISSING, PERCENT, Column, cell
+
 HIGHER_IS_WORSE = ("mse",)
-SHOWN = {"accuracy": ("accuracy", 100), "token_accuracy": ("words", 100), "meteor": ("METEOR", 100), "mse": ("MSE", 1)}
+SHOWN = {  # heading, factor from the unit to the shown one, digits after the point
+    "accuracy": ("accuracy", PERCENT, 1),
+    "token_accuracy": ("words", PERCENT, 1),
+    "meteor": ("METEOR", PERCENT, 1),
+    "mse": ("MSE", 1, 3),
+}
 LEGEND = (
     "each task at the clients that hold it, by what each client uses, on its own test data after the last experience: "
     "accuracy, words (token accuracy) and METEOR in %, MSE of pixels in [-1, 1]; mean ± std over seeds"
@@ -37,13 +43,18 @@ def task_measures(frame: pd.DataFrame, main: str) -> dict[str, float]:
     return found
 
 
-def _columns(table: pd.DataFrame) -> list[tuple[str, str, float]]:
-    """(metric, heading, factor) of each task's measures in a `comparison.table`."""
+def task_columns(table: pd.DataFrame) -> dict[str, Column]:
+    """The measures of each task in a `comparison.table`, by heading; empty where clients have one task."""
     matches = [re.fullmatch(r"task\.(\w+)\.(\w+?)", name) for name in table.columns]
     names = [match.groups() for match in matches if match and match[2] in SHOWN]
     order = {task: place for place, task in enumerate(dict.fromkeys(task for task, _ in names))}
     names.sort(key=lambda pair: (order[pair[0]], list(SHOWN).index(pair[1])))
-    return [(f"task.{task}.{measure}", f"{task}: {SHOWN[measure][0]}", SHOWN[measure][1]) for task, measure in names]
+    found = {}
+    for task, measure in names:
+        heading, factor, digits = SHOWN[measure]
+        higher = measure not in HIGHER_IS_WORSE
+        found[f"{task}: {heading}"] = Column(f"task.{task}.{measure}", factor, higher, digits)
+    return found
 
 
 def task_rows(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
@@ -52,20 +63,13 @@ def task_rows(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     Args:
         table: `metrics.comparison.table` of one stream.
     """
-    columns = _columns(table)
+    columns = task_columns(table)
     rows = []
     for (_, method), row in table.iterrows():
-        cells = [_cell(row[name], row.get(f"{name}_std", float("nan")), factor) for name, _, factor in columns]
-        if any(cell for cell in cells):
-            rows.append([method, *cells])
-    return ["method", *(heading for _, heading, _ in columns)], rows
-
-
-def _cell(mean: float, std: float, factor: float) -> str:
-    if isnan(mean):
-        return ""
-    digits = 1 if factor == 100 else 3
-    return f"{mean * factor:.{digits}f}" + ("" if isnan(std) else f" ± {std * factor:.{digits}f}")
+        cells = [cell(row, column) for column in columns.values()]
+        if any(each != MISSING for each in cells):
+            rows.append([method, *("" if each == MISSING else each for each in cells)])
+    return ["method", *columns], rows
 
 
 def to_markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

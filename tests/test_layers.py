@@ -64,7 +64,7 @@ def test_imports_run_one_way(package):
     assert {relative(path): wrong for path in files if (wrong := imported(path) & forbidden)} == {}
 
 
-def test_algorithms_networks_streams_and_metrics_import_no_orchestrator():
+def test_what_computes_or_reports_imports_no_orchestrator():
     files = sources("methods", "models", "streams", "metrics", "report")
     assert {relative(path): wrong for path in files if (wrong := imported(path) & ORCHESTRATION)} == {}
 
