@@ -1,4 +1,4 @@
-"""The command that repeats a run, checked against params.yaml as it is now, and how its parameters differ from those."""
+"""The command that repeats a run, checked against params.yaml as it is now, and how parameters differ from that."""
 
 from __future__ import annotations
 

@@ -98,8 +98,7 @@ class TAP(FedAvgFT):
 
     def last_losses(self, client: Client) -> Mapping[str, float]:
         """h_p; none of an earlier experience, whose samples were others."""
-        kept = client.state.values
-        return kept["losses"] if kept.get("experience") == client.moment.experience else {}
+        return client.state.values["losses"] if client.state.values.get("experience") == client.moment.experience else {}
 
     def begin(self, client: Client) -> nn.Module:
         received = client.received.part("model")
