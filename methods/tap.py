@@ -82,8 +82,7 @@ class TAP(FedAvgFT):
         received = self.begin(client)
         shared, federated = self.learn(received, client, self.setting.train)
         own = client.state.part("model") or self.setting.initial_model(self.setting.place(client.id))
-        before = self.last_losses(client)
-        better = self.better(received, federated, before)
+        better = self.better(received, federated, before := self.last_losses(client))
         model = self.setting.load(self.renewed(own, received, better, client.id), client.id)
         again, personal = self.learn(model, replace(client, draws="personal") if better else client, self.setting.train)
         state = State(
@@ -98,7 +97,8 @@ class TAP(FedAvgFT):
 
     def last_losses(self, client: Client) -> Mapping[str, float]:
         """h_p; none of an earlier experience, whose samples were others."""
-        return client.state.values["losses"] if client.state.values.get("experience") == client.moment.experience else {}
+        kept = client.state.values
+        return kept["losses"] if kept.get("experience") == client.moment.experience else {}
 
     def begin(self, client: Client) -> nn.Module:
         received = client.received.part("model")
