@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import re
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -55,8 +56,11 @@ def run(
     stream: StreamName,
     seed: Seeds = None,
     sets: Sets = None,
+    name: Annotated[
+        str | None, typer.Option(help="of a variant of METHOD: its row in the comparison, results/STREAM/NAME/seed-N")
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="default: results/STREAM/METHOD/seed-N; with several seeds OUT/seed-N")
+        Path | None, typer.Option(help="another place, not compared; with several seeds OUT/seed-N")
     ] = None,
     runner: Annotated[
         str | None, typer.Option(metavar="threads|processes|dask|ray", help="where tasks compute")
@@ -80,13 +84,15 @@ def run(
         experiment(method, stream, each, sets or [], root, runner=runner, address=address, workers=workers)
         for each in seeds
     ]
+    if name is not None and (out or name in (".", "..", "") or not re.fullmatch(r"[\w.-]+", name)):
+        raise InputError(f"--name: expected letters, digits and _ . - and no --out beside it (got '{name}')")
+    usual = root / "results" / stream / (name or method)
     if len(specs) == 1:
-        place = out.resolve() if out else root / "results" / stream / method / f"seed-{seeds[0]}"
-        conduct(specs[0], root, place, resume, console)
+        conduct(specs[0], root, out.resolve() if out else usual / f"seed-{seeds[0]}", resume, console)
         return
     from flows.seeds import run_seeds
 
-    place = out.resolve() if out else root / "results" / stream / method
+    place = out.resolve() if out else usual
     at_once = min(len(seeds), specs[0].run.workers)
     common = ["run", method, "--stream", stream, *(part for each in sets or [] for part in ("--set", each))]
     common += ["--runner", runner] * bool(runner) + ["--address", address] * bool(address) + ["--resume"] * resume

@@ -228,7 +228,9 @@ class Finding:
 
     Attributes:
         found: our numbers, one sentence a comparison, with the seeds on which it holds.
+        why: what a reader must know beside the numbers.
         seeds: of the comparison that has fewest.
+        measured: from runs that are here; else not at all, or as recorded.
     """
 
     paper: str
@@ -238,8 +240,9 @@ class Finding:
     tested: str
     found: str
     verdict: Verdict
-    note: str
+    why: str
     seeds: int
+    measured: bool
 
     @property
     def key(self) -> str:
@@ -262,17 +265,17 @@ def _finding(claim: Claim, place: Place, evidence: Evidence) -> Finding:
         + (f" ({'holds' if each.holds else 'does not hold'}: {each.held} of {each.seeds})" if each.seeds else "")
         for each in outcomes
     ]
-    seeds = min((each.seeds for each in outcomes), default=0)
     return Finding(
-        claim.paper,
-        claim.name,
-        claim.words,
-        place.name,
-        place.tested,
-        "; ".join(parts),
-        verdict(outcomes),
-        place.note,
-        seeds,
+        paper=claim.paper,
+        name=claim.name,
+        claim=claim.words,
+        place=place.name,
+        tested=place.tested,
+        found="; ".join(parts),
+        verdict=verdict(outcomes),
+        why=place.note,
+        seeds=min((each.seeds for each in outcomes), default=0),
+        measured=verdict(outcomes) in (Verdict.REPRODUCED, Verdict.PARTLY, Verdict.NOT),
     )
 
 

@@ -24,7 +24,8 @@ from .front import BYTES, accuracy_metric, in_devices_time, points
 from .results import Run, Stream
 
 MARKDOWN_SIGNS = re.compile(r"([\\`*_\[\]|#~$])")
-VERDICTS = {"reproduced": "good", "partly": "part", "not testable": "open", "not": "bad"}  # by how they begin
+# By how they begin.
+VERDICTS = {"reproduced": "good", "partly": "part", "not testable": "open", "not run": "open", "not": "bad"}
 
 
 class Finding(Protocol):

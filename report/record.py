@@ -33,8 +33,8 @@ def _as_recorded(finding: Finding, kept: dict[str, dict]) -> Finding:
     about = kept.get(finding.key)
     if about is None:
         return replace(finding, found="")
-    note = "; ".join(filter(None, [finding.note, f"as measured at commit {about['commit']}; no runs here"]))
-    return replace(finding, found=about["found"], verdict=Verdict(about["verdict"]), seeds=about["seeds"], note=note)
+    why = "; ".join(filter(None, [finding.why, f"as recorded at commit {about['commit']}, not run here"]))
+    return replace(finding, found=about["found"], verdict=Verdict(about["verdict"]), seeds=about["seeds"], why=why)
 
 
 def lost(found: Sequence[Finding], record: Path = RECORD) -> list[tuple[Finding, Verdict]]:
@@ -47,7 +47,7 @@ def write(found: Sequence[Finding], commit: str, record: Path = RECORD) -> None:
     """Records what was measured; places without runs keep what is recorded of them."""
     kept = _read(record)
     for each in found:
-        if each.seeds and "as measured at commit" not in each.note:
+        if each.measured:
             kept[each.key] = {"verdict": each.verdict, "found": each.found, "seeds": each.seeds, "commit": commit}
     known = {f"{claim.paper}/{claim.name}/{place.name}" for claim in CLAIMS for place in claim.places}
     kept = {key: kept[key] for key in sorted(kept.keys() & known)}

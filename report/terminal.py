@@ -17,5 +17,5 @@ def to_rich(findings: Sequence[Finding]) -> Table:
         shown.add_column(heading, overflow="fold")
     for each in findings:
         verdict = f"[{COLOURS.get(each.verdict, 'dim')}]{each.verdict}[/]"
-        shown.add_row(each.paper, each.claim, each.place, verdict, "\n".join(filter(None, [each.found, each.note])))
+        shown.add_row(each.paper, each.claim, each.place, verdict, "\n".join(filter(None, [each.found, each.why])))
     return shown
