@@ -59,9 +59,7 @@ def run(
     name: Annotated[
         str | None, typer.Option(help="of a variant of METHOD: its row in the comparison, results/STREAM/NAME/seed-N")
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="another place, not compared; with several seeds OUT/seed-N")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="another place, not compared; with several seeds OUT/seed-N")] = None,
     runner: Annotated[
         str | None, typer.Option(metavar="threads|processes|dask|ray", help="where tasks compute")
     ] = None,

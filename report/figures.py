@@ -93,7 +93,7 @@ def draw_matrices(stream: Stream, name: str) -> list[str]:
         with drawing(f"{name}{number}", 1.75, width=1.6) as drawn:
             axes = drawn.figure.subplots()
             _heat_map(axes, 100 * R)
-            axes.set_title(method, fontsize=9 if len(method) <= LONG else 6)
+            axes.set_title(method, fontsize=min(9, 180 / len(method)))
         found.append(drawn.svg)
     with drawing(f"{name}key", 0.6, width=1.6) as drawn:
         bar = drawn.figure.colorbar(
@@ -148,16 +148,28 @@ def draw_front(stream: Stream, points: Mapping[str, Point], axis: str, name: str
             else:
                 axes.axhline(100 * point.accuracy, color=colour, linestyle=dashes, linewidth=1, label=method)
         where = [(paid[method].cost, 100 * paid[method].accuracy) for method in best]
-        for method, place in zip(best, where, strict=True):
-            axes.annotate(method, place, (-9, 6), textcoords="offset points", ha="right", fontsize=8)
         axes.step(*zip(*where, strict=True), where="post", color="grey", linewidth=1, zorder=0)
         rings = {"s": 120, "facecolors": "none", "edgecolors": "grey"}
         axes.scatter(*zip(*where, strict=True), **rings, label="not dominated")
         axes.set(xlabel=axis, ylabel="accuracy (%)")
         axes.margins(y=0.08)
         axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+        _name(axes, dict(zip(best, where, strict=True)))
         _legend(drawn.figure, axes)
     return drawn.svg
+
+
+def _name(axes: Axes, places: Mapping[str, tuple[float, float]]) -> None:
+    """Names inside the axes, beside their points, the most accurate first; of two that would touch only that one's."""
+    low, high = (axes.transData.transform(corner) for corner in zip(axes.get_xlim(), axes.get_ylim(), strict=True))
+    named: list[float] = []
+    for method, place in reversed(places.items()):
+        across, up = (axes.transData.transform(place) - low) / (high - low)
+        if any(abs(up - other) < 0.1 for other in named):
+            continue
+        named.append(up)
+        side, offset = ("right", (-8, 6)) if across > 0.4 else ("left", (8, -11))
+        axes.annotate(method, place, offset, textcoords="offset points", ha=side, fontsize=8, in_layout=False)
 
 
 def draw_clients(stream: Stream, name: str) -> str:

@@ -2,42 +2,26 @@
 
 from __future__ import annotations
 
-import html
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import quote
 
-import jinja2
 from markupsafe import Markup
 
 from metrics import comparison, task_measures
 from metrics.accuracy import experiences
-from metrics.comparison import COLUMNS, FAIRNESS, PERCENT
+from metrics.comparison import COLUMNS, FAIRNESS
 from metrics.task_measures import task_columns
 from metrics.time_comparison import OverTime, over_time
 
 from . import description, figures, tables
-from .front import BYTES, accuracy_metric, in_devices_time, points
+from .claims import Finding
+from .front import BYTES, Point, accuracy_metric, in_devices_time, points
 from .results import Run, Stream
-
-MARKDOWN_SIGNS = re.compile(r"([\\`*_\[\]|#~$])")
-# By how they begin.
-VERDICTS = {"reproduced": "good", "partly": "part", "not testable": "open", "not run": "open", "not": "bad"}
-
-
-class Finding(Protocol):
-    """A claim of a paper and what became of it: every attribute is shown as text."""
-
-    paper: str
-    claim: str
-    place: str
-    tested: str
-    found: str
-    verdict: str
-    why: str
+from .templating import commit, templates
 
 
 @dataclass(frozen=True)
@@ -106,17 +90,12 @@ def _pictures(stream: Stream, name: str) -> dict[str, Picture]:
             "Accuracy on each experience (column) after each experience (row) in %, mean over seeds: forgetting shows "
             "as a column that darkens downwards; above the diagonal is what was not learnt yet.",
         )
-    which = "on own test data" if accuracy_metric(stream) != "final_average_accuracy" else "after the last experience"
-    said = (
-        f"Accuracy {which} against {{}}, one standard deviation over seeds each way. Ringed and joined: not dominated, "
-        "no other method is both cheaper and more accurate. Horizontal lines: methods for which it costs nothing."
-    )
     for key, at, axis, cost in (
         ("bytes", points(stream, BYTES), "MB up and down, all clients", "bytes"),
         ("time", in_devices_time(stream), "simulated time (forward passes of one block)", "simulated time"),
     ):
         if len(at) > 1 and any(point.cost > 0 for point in at.values()):
-            found[key] = figures.draw_front(stream, at, axis, f"{name}{key[0]}"), said.format(cost)
+            found[key] = figures.draw_front(stream, at, axis, f"{name}{key[0]}"), _about_front(stream, at, cost)
     if "personalisation_mean" in stream.table:
         found["clients"] = (
             figures.draw_clients(stream, f"{name}c"),
@@ -130,6 +109,18 @@ def _pictures(stream: Stream, name: str) -> dict[str, Picture]:
     }
 
 
+def _about_front(stream: Stream, at: Mapping[str, Point], cost: str) -> str:
+    which = "on own test data" if accuracy_metric(stream) != "final_average_accuracy" else "after the last experience"
+    spread = ", one standard deviation over seeds each way" if len({*stream.frame["seed"]}) > 1 else ""
+    free = any(point.cost == 0 for point in at.values())
+    return (
+        f"Accuracy {which} against {cost}{spread}. Ringed and joined: not dominated, no other method costs as little "
+        "and is as accurate, and better in one of the two."
+        + " Horizontal lines: methods for which it costs nothing."
+        * free
+    )
+
+
 def to_html(found: Sequence[Section], findings: Sequence[Finding] = (), top: str = "..") -> str:
     """The page: no script, no other file, no address outside.
 
@@ -138,12 +129,12 @@ def to_html(found: Sequence[Section], findings: Sequence[Finding] = (), top: str
         findings: the claims of the papers and their verdicts; empty: the page has no such section.
         top: the project's folder, seen from that of the page.
     """
-    return _environment(True).get_template("report.html.j2").render(**_context(found, findings, top))
+    return templates(html=True).get_template("report.html.j2").render(**_context(found, findings, top))
 
 
 def to_markdown(found: Sequence[Section], findings: Sequence[Finding] = (), top: str = "..") -> str:
     """The tables of `to_html` as Markdown, without figures."""
-    text = _environment(False).get_template("report.md.j2").render(**_context(found, findings, top))
+    text = templates(html=False).get_template("report.md.j2").render(**_context(found, findings, top))
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
@@ -164,43 +155,3 @@ def _context(found: Sequence[Section], findings: Sequence[Finding], top: str) ->
 
 def _versions(run: Run) -> str:
     return ", ".join(f"{name} {version}" for name, version in sorted(run.about.get("versions", {}).items()))
-
-
-def commit(run: Run) -> str:
-    """Seven signs of the commit, with + where files differed from it; – where there was no git."""
-    found = run.about.get("git_commit")
-    return (found[:7] + ("" if run.about.get("git_clean") else "+")) if found else "–"
-
-
-def verdict_class(verdict: object) -> str:
-    """How a verdict is coloured."""
-    text = str(verdict).lower()
-    return next((kind for begin, kind in VERDICTS.items() if text.startswith(begin)), "open")
-
-
-def link(run: Run, top: str) -> str:
-    """The folder of a run's results, seen from the page."""
-    return f"{top}/" + quote("/".join(("results", *run.folder.parts[-3:]))) + "/"
-
-
-def escaped(value: object) -> str:
-    """Text that Markdown and the HTML in it take as it is, in a table's cell, too."""
-    return MARKDOWN_SIGNS.sub(r"\\\1", html.escape(" ".join(str(value).split()), quote=False))
-
-
-def as_code(value: object) -> str:
-    """Code in a table's cell of Markdown: in HTML's own tag, since no sign ends that."""
-    return f"<code>{escaped(value)}</code>"
-
-
-def _environment(is_html: bool) -> jinja2.Environment:
-    found = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=is_html,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    found.filters |= {"md": escaped, "mdcode": as_code}
-    found.globals |= {"commit": commit, "link": link, "verdict_class": verdict_class, "PERCENT": PERCENT}
-    return found

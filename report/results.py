@@ -100,7 +100,7 @@ def read(
         for method, seed in zip(frame["method"], frame["seed"], strict=True):
             folder = results / name / method / f"seed-{seed}"
             about = _about(folder)
-            said = command(folder, about) if command else f"fcl verify {folder}"
+            said = command(folder, about) if command else f"fcl verify results/{name}/{method}/seed-{seed}"
             runs.setdefault(method, []).append(Run(method, seed, folder, about, said))
         found.append(Stream(name, frame, runs))
     return found

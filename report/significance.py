@@ -48,7 +48,7 @@ class Paired:
             return f"identical, {count}"
         if self.p is not None:
             return f"p {'< 0.001' if self.p < 0.001 else f'= {self.p:.3f}'}, {count}"
-        return f"{count}: too few for a test" if self.seeds < FEWEST_SEEDS else f"same difference with all {count}"
+        return f"{count}: too few for a test" if self.seeds < FEWEST_SEEDS else f"constant difference, {count}"
 
 
 def paired(frame: pd.DataFrame, stream: str, metric: str, a: str, b: str) -> Paired:

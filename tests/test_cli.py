@@ -319,7 +319,7 @@ def test_compare_shows_mean_and_spread_over_seeds(fcl, project):
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        ("--help", ["run", "stream", "compare", "verify", "methods", "streams"]),
+        ("--help", ["run", "stream", "compare", "report", "verify", "methods", "streams"]),
         ("run --help", ["--stream", "--seed", "--set", "--out", "--runner", "--address", "--workers", "--resume"]),
         ("stream --help", ["--plot"]),
         ("verify --help", ["DIR"]),

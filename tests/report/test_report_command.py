@@ -99,6 +99,15 @@ def test_a_parameter_that_is_gone_is_not_left_out_silently(project, described):
     assert repeating(project)(project / "results/digits/fedavg/seed-4", about).startswith("fcl verify ")
 
 
+def test_a_parameter_that_is_new_since_is_not_taken_for_the_runs(project, described):
+    """The run was of a project without it: whether its default changes nothing, nobody knows."""
+    from flows.commands import repeating
+
+    _, about = described("fedavg")
+    del about["experiment"]["train"]["warmup"]
+    assert repeating(project)(project / "results/digits/fedavg/seed-4", about).startswith("fcl verify ")
+
+
 @pytest.fixture
 def fcl(project, monkeypatch, capsys):
     """`fcl ARGUMENTS` in the project: (exit status, stdout, stderr)."""

@@ -131,8 +131,7 @@ def test_the_same_results_give_the_same_bytes(several, tmp_path_factory):
     other = tmp_path_factory.mktemp("elsewhere")
     shutil.copytree(several.results, other / "results")
     again = SimpleNamespace(results=other / "results")
-    mine, theirs = (re.sub(r"fcl verify \S+?(?=results/)", "fcl verify ", html(each)) for each in (several, again))
-    assert mine == theirs
+    assert html(several) == html(again)
 
 
 def test_other_results_give_another_page(several):

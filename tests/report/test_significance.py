@@ -72,7 +72,7 @@ def test_a_difference_that_no_seed_changes_has_no_p():
     """Bytes: a t-test would divide by a spread of zero."""
     found = paired(frame(a=numbered(3, 3, 3), b=numbered(1, 1, 1)), "digits", "accuracy", "a", "b")
     assert (found.difference, found.std, found.p) == (2, 0, None)
-    assert not found.identical and "same difference" in found.words
+    assert not found.identical and "constant difference" in found.words
 
 
 def test_opposite_differences_are_not_identical():
