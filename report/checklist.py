@@ -102,26 +102,32 @@ def checklist(paper: str, root: Path) -> str:
 
 
 def reproducibility(runs: Runs, root: Path) -> Iterator[str]:
-    yield "How to run: `fcl trace results/STREAM/NAME/seed-N` prints the command of each run, "
-    yield "`fcl verify --all --stream STREAM` runs all of them again and compares."
-    lock = (root / "dvc.lock").is_file()
-    yield "`dvc repro` makes what dvc.lock names." if lock else "No dvc.lock: the runs were made by hand."
+    lock = "`dvc repro` makes what dvc.lock names" if (root / "dvc.lock").is_file() else "there is no dvc.lock"
+    yield (
+        "How to run: `fcl trace results/STREAM/NAME/seed-N` prints the command of each run, `fcl verify --all --stream "
+        f"STREAM` runs all of them again and compares; {lock}."
+    )
     yield ""
     yield "Expected metrics (metrics.json of each run):"
     for stream in runs.streams:
         yield from ("", f"### {stream}", "", to_markdown(table(collect(runs.results, stream))).rstrip())
     yield ""
     own = _listed(_stream(run)["seed"] for run in runs.all)
-    yield "Randomness: every draw is derived by name from the experiment seed (run.json, `seed`) and the stream's own"
-    yield f"(`stream_parameters.seed`: {own}); no global generator is used (randomness.py)."
+    yield (
+        "Randomness: every draw is derived by name from the experiment seed (run.json, `seed`) and the stream's own "
+        f"(`stream_parameters.seed`: {own}); no global generator is used (randomness.py)."
+    )
+    yield ""
     failures = sum(len(run.get("failures", ())) for run in runs.all)
     yield f"Failures that runs survived: {failures} (run.json, `failures`)."
 
 
 def code_and_data(runs: Runs, root: Path) -> Iterator[str]:
     unclean = sum(run.get("git_clean") is not True for run in runs.all)
-    yield f"- Code: commit {_listed(runs.values('git_commit'))} (run.json, `git_commit`); {unclean} of {len(runs.all)} "
-    yield "  runs with changes that were not committed, or not known to be without (`git_clean`)."
+    yield (
+        f"- Code: commit {_listed(runs.values('git_commit'))} (run.json, `git_commit`); {unclean} of {len(runs.all)} runs "
+        "with changes that were not committed, or not known to be without (`git_clean`)."
+    )
     yield f"- Dependencies: requirements.lock with SHA-256 {_listed(runs.values('lock_digest'))} (`lock_digest`)."
     data = sorted(path.name for path in root.glob("*.dvc"))
     yield f"- Data: {_listed(data) if data else 'no .dvc file: versions of raw data ' + UNKNOWN} (project folder)."
@@ -150,9 +156,11 @@ def settings(runs: Runs, root: Path) -> Iterator[str]:
 
 def significance(runs: Runs, root: Path) -> Iterator[str]:
     digests = len(_once(run["stream_digest"] for run in runs.all))
-    yield "Error bars: mean ± sample standard deviation (n - 1) over experiment seeds: initial models, batches"
-    yield f"and sampled clients, not the streams ({digests} in all, `stream_digest`). Metrics are those of the last"
-    yield "round, never of the best."
+    yield (
+        "Error bars: mean ± sample standard deviation (n - 1) over experiment seeds: initial models, batches "
+        f"and sampled clients, not the streams ({digests} in all, `stream_digest`). Metrics are those of the last round, "
+        "never of the best."
+    )
     yield from ("", "| stream | name | seeds | error bars |", "|---|---|---|---|")
     for stream in runs.streams:
         for name, every in runs.of(stream).items():
@@ -163,8 +171,10 @@ def significance(runs: Runs, root: Path) -> Iterator[str]:
 
 
 def compute(runs: Runs, root: Path) -> Iterator[str]:
-    yield f"- Machines: {_listed(runs.values('machine'))}; CPUs: {_listed(runs.values('cpus'))}; "
-    yield f"  device: {_listed(runs.values('device'))}; GPU: {_listed(each or 'none' for each in runs.values('gpu'))}."
+    yield (
+        f"- Machines: {_listed(runs.values('machine'))}; CPUs: {_listed(runs.values('cpus'))}; device: "
+        f"{_listed(runs.values('device'))}; GPU: {_listed(each or 'none' for each in runs.values('gpu'))}."
+    )
     yield f"- Workers: {_listed(runs.values('workers'))}, {_listed(runs.values('runner'))}; memory: {UNKNOWN}."
     versions = _once(json.dumps(run.get("versions", {}), sort_keys=True) for run in runs.all)
     yield f"- Versions: {_listed(_flat(json.loads(each)) for each in versions)}."
