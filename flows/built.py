@@ -65,10 +65,9 @@ def damage(origin: Origin) -> Iterator[str]:
     about = StreamParameters.model_validate(record["parameters"])
     tasks = about.multitask.tasks if about.multitask else manifests.TASKS
     try:
-        intact = (
-            records.digest(dict(record), manifests.read(place / "manifest.parquet", tasks), tasks) == record["digest"]
-        )
-    except (OSError, ValueError, KeyError):  # pyarrow's own errors are ValueErrors
+        manifest = manifests.read(place / "manifest.parquet", tasks)
+        intact = records.digest(dict(record), manifest, tasks) == record["digest"]
+    except (pa.ArrowException, OSError, KeyError, ValueError, IndexError):  # as `streams.stream.open_stream`
         intact = False
     if not intact:
         yield f"{place.name}/manifest.parquet is missing, or not the content that stream.json names by digest"
