@@ -229,3 +229,4 @@ def test_every_chain_can_be_said_and_cited(undisturbed, workshop):
         chain = trace(path, workshop)
         assert all(label and text for label, text in lines(chain))
         assert bibtex(chain).startswith("@misc{fcl-")
+    assert "code: not recorded" in bibtex(chain), "nothing says which code built a stream"
