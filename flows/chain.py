@@ -100,7 +100,7 @@ def bibtex(chain: Mapping[str, Any]) -> str:
         code = " and ".join(sorted({_commit(each) for each in runs}))
     else:
         about = chain["foundation"] or chain["stream"] or {}
-        title, digest, code = chain["what"], about.get("digest"), _commit({"git_clean": None, **chain["code"]})
+        title, digest, code = f"{chain['what']} {chain['path']}", about.get("digest"), UNKNOWN
     details = [f"digest {digest or UNKNOWN}", f"code: {code}"]
     if run:
         details += [f"parameters {run['parameter_digest']}", f"stream {run['stream_digest']}"]

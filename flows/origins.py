@@ -30,6 +30,7 @@ class Origin:
         own: what is written in the file itself.
         compared: the runs of a comparison, `provenance.ORIGIN` and `name` of each; None: it is none, or nobody knows.
         record: stream.json or foundation.json.
+        place: the folder that `record` was found in.
         mlflow_model: the id of an MLflow model.
     """
 
@@ -40,6 +41,7 @@ class Origin:
     own: Mapping[str, Any] | None = None
     compared: list[dict[str, Any]] | None = None
     record: Mapping[str, Any] | None = None
+    place: Path | None = None
     mlflow_model: str | None = None
 
 
@@ -68,10 +70,11 @@ def _by_place(path: Path) -> Origin | None:
         if (folder / "run.json").is_file() and (run := _json(folder / "run.json")).keys() >= RUN:
             return Origin(_in_run(path, folder), f"by run.json in {where}", run, folder, provenance.read(path))
         if (folder / "stream.json").is_file():
-            return Origin("task stream", f"by stream.json in {where}", record=_json(folder / "stream.json"))
+            record = _json(folder / "stream.json")
+            return Origin("task stream", f"by stream.json in {where}", record=record, place=folder)
         if (folder / "foundation.json").is_file():
             record = _json(folder / "foundation.json")
-            return Origin("foundation model", f"by foundation.json in {where}", record=record)
+            return Origin("foundation model", f"by foundation.json in {where}", record=record, place=folder)
         if (folder / "MLmodel").is_file():
             return _mlflow(folder)
         if (folder / "runs.json").is_file():

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from metrics import provenance
-from parameters import read, stream_parameters
 from tasks.files import file_digest
 from tasks.source import git, source
 
 from . import lockfile
+from .built import damage, folder_of, foundation_of, stream_command, stream_of
 from .commands import again, since
 from .origins import Origin, find, model_header, run_of
 
@@ -49,8 +49,8 @@ def trace(path: Path, root: Path) -> dict[str, Any]:
     )
     chain |= _parameters(run, folder, root)
     known = run or origin.record or {}
-    chain["stream"] = _built("streams", known.get("stream_digest") or _stream_of(origin), root)
-    chain["foundation"] = _built("foundations", known.get("foundation_digest") or _foundation_of(origin), root)
+    chain["stream"] = folder_of("streams", known.get("stream_digest") or stream_of(origin), root)
+    chain["foundation"] = folder_of("foundations", known.get("foundation_digest") or foundation_of(origin), root)
     chain["recorded"] = {name: run.get(name) for name in (*RECORDED, *HOW)} if folder else None
     if chain["recorded"] is None and run and run.get("mlflow_run"):
         chain["recorded"] = {"mlflow_run": run["mlflow_run"]}
@@ -65,15 +65,8 @@ def trace(path: Path, root: Path) -> dict[str, Any]:
         elsewhere = f"{lock.removesuffix('.lock')}.yaml:" if "/" in lock else ""
         chain["command"] = f"dvc repro {elsewhere}{stage}"
     elif not run and origin.what == "task stream":
-        chain["command"] = _stream_command(origin.record, root)
+        chain["command"] = stream_command(origin.record, root)
     return chain
-
-
-def _stream_command(record: Mapping[str, Any], root: Path) -> str | None:
-    """`fcl stream NAME`, where params.yaml has the stream with these very parameters; else a run builds it."""
-    params, name = read(root), record["name"]
-    same = name in params["streams"] and stream_parameters(params, name).model_dump(mode="json") == record["parameters"]
-    return f"fcl stream {name}" if same else None
 
 
 def _parameters(run: Mapping[str, Any] | None, folder: Path | None, root: Path) -> dict[str, Any]:
@@ -85,32 +78,6 @@ def _parameters(run: Mapping[str, Any] | None, folder: Path | None, root: Path) 
     if now is None:
         return found | {"unknown": why}
     return found | {"parameters": differences, "command": again(run, folder, root)}
-
-
-def _stream_of(origin: Origin) -> str | None:
-    record = origin.record or {}
-    if "plan" in record or origin.what == "picture of a task stream":
-        return record["digest"]
-    return record.get("stream")  # the digest, in foundation.json
-
-
-def _foundation_of(origin: Origin) -> str | None:
-    record = origin.record or {}
-    return record["digest"] if "backbone" in record else None
-
-
-def _built(kind: str, digest: str | None, root: Path) -> dict[str, Any] | None:
-    """`digest`, and the `folder` in built/ that has it, None where none has."""
-    if digest is None:
-        return None
-    for path in sorted((root / "built" / kind).glob("[!.]*/*.json")):
-        try:
-            found = json.loads(path.read_text())
-        except ValueError:
-            continue
-        if isinstance(found, dict) and found.get("digest") == digest:
-            return {"digest": digest, "folder": path.parent.relative_to(root).as_posix()}
-    return {"digest": digest, "folder": None}
 
 
 def _compared(run: Mapping[str, Any], root: Path) -> dict[str, Any]:
@@ -144,6 +111,7 @@ def _doubts(
         if not each["same"]:
             state = "is not there" if each["now"] is None else f"has {each['now']}"
             yield f"{each['path']} {state}, {each['lock']} ({each['stage']}) says {each['recorded']}"
+    yield from damage(origin)
     if origin.compared is None and origin.what.endswith("of a comparison"):
         yield "which runs were compared is not recorded"
     commit = (run or {}).get("git_commit")

@@ -1,7 +1,7 @@
 """`fcl verify`: a finished experiment is run again, elsewhere, and must come out the same; one, or all of results/.
 
-Neither results/ nor runs/ nor MLflow hears of it. A stream or foundation model that is not in built/ is made there, as
-for any run.
+Neither results/ nor runs/ (but for a foundation model's lock file) nor MLflow hears of it. A stream or foundation model
+that is not in built/ is made there, as for any run.
 """
 
 from __future__ import annotations

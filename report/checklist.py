@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from errors import InputError, nearest
 from metrics.comparison import collect, table, to_markdown
 
 from .assets import about, sources
+from .recorded import UNKNOWN, Runs, once
 
 PAPERS = {  # the system's method: the paper
     "large_small": "Large-Small Model Collaborative Framework for Federated Continual Learning, arXiv 2508.09489",
@@ -27,7 +26,6 @@ PAPERS = {  # the system's method: the paper
     "dac": "Projected Latent Distillation for Data-Agnostic Consolidation in Distributed Continual Learning, "
     "arXiv 2303.15888",
 }
-UNKNOWN = "not recorded"
 SHARED = {  # sections that methods have in common, where they need them
     "Training": "train",
     "Networks": "models",
@@ -35,43 +33,6 @@ SHARED = {  # sections that methods have in common, where they need them
     "Devices": "devices",
     "Simulated faults": "faults",
 }
-
-
-@dataclass(frozen=True)
-class Runs:
-    """The finished runs on every stream on which a paper's system was run.
-
-    Args:
-        paper: a key of `PAPERS`.
-        results: the project's folder `results`; it may be missing.
-    """
-
-    paper: str
-    results: Path
-
-    @cached_property
-    def streams(self) -> list[str]:
-        paths = self.results.glob("*/*/seed-*/run.json")
-        return sorted({path.parts[-4] for path in paths if _json(path)["method"] == self.paper})
-
-    @cached_property
-    def all(self) -> list[dict[str, Any]]:
-        """run.json of each, with its `name` STREAM/NAME/seed-N."""
-        paths = [path for stream in self.streams for path in (self.results / stream).glob("*/seed-*/run.json")]
-        return [{**_json(path), "name": "/".join(path.parts[-4:-1])} for path in sorted(paths)]
-
-    def values(self, key: str) -> list[Any]:
-        """What the runs say of `key`, each value once; `UNKNOWN` stands for those that do not say it."""
-        return _once(run.get(key, UNKNOWN) for run in self.all)
-
-    def of(self, stream: str) -> dict[str, list[dict[str, Any]]]:
-        """Runs on a stream by the method's, or variant's, name."""
-        found: dict[str, list[dict[str, Any]]] = {}
-        for run in self.all:
-            where, name, _ = run["name"].split("/")
-            if where == stream:
-                found.setdefault(name, []).append(run)
-        return found
 
 
 def checklist(paper: str, root: Path) -> str:
@@ -102,31 +63,37 @@ def checklist(paper: str, root: Path) -> str:
 
 
 def reproducibility(runs: Runs, root: Path) -> Iterator[str]:
-    yield "How to run: `fcl trace results/STREAM/NAME/seed-N` prints the command of each run, "
-    yield "`fcl verify --all --stream STREAM` runs all of them again and compares."
-    lock = (root / "dvc.lock").is_file()
-    yield "`dvc repro` makes what dvc.lock names." if lock else "No dvc.lock: the runs were made by hand."
+    lock = "`dvc repro` makes what dvc.lock names" if (root / "dvc.lock").is_file() else "there is no dvc.lock"
+    yield (
+        "How to run: `fcl trace results/STREAM/NAME/seed-N` prints the command of each run, `fcl verify --all --stream "
+        f"STREAM` runs all of them again and compares; {lock}."
+    )
     yield ""
     yield "Expected metrics (metrics.json of each run):"
     for stream in runs.streams:
         yield from ("", f"### {stream}", "", to_markdown(table(collect(runs.results, stream))).rstrip())
     yield ""
     own = _listed(_stream(run)["seed"] for run in runs.all)
-    yield "Randomness: every draw is derived by name from the experiment seed (run.json, `seed`) and the stream's own"
-    yield f"(`stream_parameters.seed`: {own}); no global generator is used (randomness.py)."
+    yield (
+        "Randomness: every draw is derived by name from the experiment seed (run.json, `seed`) and the stream's own "
+        f"(`stream_parameters.seed`: {own}); no global generator is used (randomness.py)."
+    )
+    yield ""
     failures = sum(len(run.get("failures", ())) for run in runs.all)
     yield f"Failures that runs survived: {failures} (run.json, `failures`)."
 
 
 def code_and_data(runs: Runs, root: Path) -> Iterator[str]:
     unclean = sum(run.get("git_clean") is not True for run in runs.all)
-    yield f"- Code: commit {_listed(runs.values('git_commit'))} (run.json, `git_commit`); {unclean} of {len(runs.all)} "
-    yield "  runs with changes that were not committed, or not known to be without (`git_clean`)."
+    yield (
+        f"- Code: commit {_listed(runs.values('git_commit'))} (run.json, `git_commit`); {unclean} of {len(runs.all)} "
+        "runs with changes that were not committed, or not known to be without (`git_clean`)."
+    )
     yield f"- Dependencies: requirements.lock with SHA-256 {_listed(runs.values('lock_digest'))} (`lock_digest`)."
     data = sorted(path.name for path in root.glob("*.dvc"))
     yield f"- Data: {_listed(data) if data else 'no .dvc file: versions of raw data ' + UNKNOWN} (project folder)."
     for stream in runs.streams:
-        digests = _once(run["stream_digest"] for every in runs.of(stream).values() for run in every)
+        digests = once(run["stream_digest"] for every in runs.of(stream).values() for run in every)
         yield f"- Stream {stream}: digest {_listed(digests)} (`stream_digest`), built by `fcl stream {stream}`."
 
 
@@ -138,7 +105,7 @@ def settings(runs: Runs, root: Path) -> Iterator[str]:
         yield f"- Splits (`streams.{stream}`): {_flat(_stream(first))}"
         for label, key in SHARED.items():
             known = {name: _said(each[0]["experiment"].get(key)) for name, each in methods.items()}
-            for value in filter(None, _once(known.values())):
+            for value in filter(None, once(known.values())):
                 who = [name for name in known if known[name] == value]
                 yield f"- {label} (`{key}`), {'all methods' if len(who) == len(known) else _listed(who)}: {value}"
         for name, every in methods.items():
@@ -149,10 +116,12 @@ def settings(runs: Runs, root: Path) -> Iterator[str]:
 
 
 def significance(runs: Runs, root: Path) -> Iterator[str]:
-    digests = len(_once(run["stream_digest"] for run in runs.all))
-    yield "Error bars: mean ± sample standard deviation (n - 1) over experiment seeds: initial models, batches"
-    yield f"and sampled clients, not the streams ({digests} in all, `stream_digest`). Metrics are those of the last"
-    yield "round, never of the best."
+    digests = len(once(run["stream_digest"] for run in runs.all))
+    yield (
+        "Error bars: mean ± sample standard deviation (n - 1) over experiment seeds: initial models, batches "
+        f"and sampled clients, not the streams ({digests} in all, `stream_digest`). Metrics are those of the last "
+        "round, never of the best."
+    )
     yield from ("", "| stream | name | seeds | error bars |", "|---|---|---|---|")
     for stream in runs.streams:
         for name, every in runs.of(stream).items():
@@ -163,10 +132,12 @@ def significance(runs: Runs, root: Path) -> Iterator[str]:
 
 
 def compute(runs: Runs, root: Path) -> Iterator[str]:
-    yield f"- Machines: {_listed(runs.values('machine'))}; CPUs: {_listed(runs.values('cpus'))}; "
-    yield f"  device: {_listed(runs.values('device'))}; GPU: {_listed(each or 'none' for each in runs.values('gpu'))}."
+    yield (
+        f"- Machines: {_listed(runs.values('machine'))}; CPUs: {_listed(runs.values('cpus'))}; device: "
+        f"{_listed(runs.values('device'))}; GPU: {_listed(each or 'none' for each in runs.values('gpu'))}."
+    )
     yield f"- Workers: {_listed(runs.values('workers'))}, {_listed(runs.values('runner'))}; memory: {UNKNOWN}."
-    versions = _once(json.dumps(run.get("versions", {}), sort_keys=True) for run in runs.all)
+    versions = once(json.dumps(run.get("versions", {}), sort_keys=True) for run in runs.all)
     yield f"- Versions: {_listed(_flat(json.loads(each)) for each in versions)}."
     total = sum(run["seconds"] for run in runs.all)
     yield f"- In total {total:.0f} s of wall time in {len(runs.all)} runs. What else was tried: {UNKNOWN}."
@@ -182,7 +153,7 @@ def compute(runs: Runs, root: Path) -> Iterator[str]:
 
 
 def licences(runs: Runs, root: Path) -> Iterator[str]:
-    for source in _once(each for run in runs.all for each in sources(run["experiment"])):
+    for source in once(each for run in runs.all for each in sources(run["experiment"])):
         yield f"- `{source}` (run.json, `experiment`): {about(source)} (report/assets.py)."
     yield f"- Packages: the names and versions are in requirements.lock; their licences: {UNKNOWN}."
 
@@ -217,13 +188,5 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> str:
     return ", ".join(each for each in found if each)
 
 
-def _once(values: Iterable[Any]) -> list[Any]:
-    return list(dict.fromkeys(values))
-
-
 def _listed(values: Iterable[Any]) -> str:
-    return ", ".join(str(UNKNOWN if each is None else each) for each in _once(values))
-
-
-def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
+    return ", ".join(str(UNKNOWN if each is None else each) for each in once(values))

@@ -157,7 +157,8 @@ def main_kind(run: Run) -> str:
 def write_models(run: Run, folder: Path) -> None:
     """The final models as safetensors: `global.safetensors`, or one file a client (`personal-3.safetensors`).
 
-    The foundation model, where there is one, lies beside them once (`backbone/`).
+    Their headers name the run, but for the commit: equal experiments have equal bytes. The foundation model, where
+    there is one, lies beside them once (`backbone/`).
     """
     folder.mkdir()
     if run.built:
@@ -167,6 +168,7 @@ def write_models(run: Run, folder: Path) -> None:
     site = run.site
     server = site.read(run.progress.server)
     setting = site.method.setting
+    identity = identify(run)
     took_part = {row["client"] for row in run.folder.records("round") if row["admitted"]}
     for kind, scope in site.method.evaluates.items():
         for client in site.method.participants if scope == "client" else (-1,):
@@ -178,7 +180,7 @@ def write_models(run: Run, folder: Path) -> None:
             name = kind if client < 0 else f"{kind}-{client}"
             seen = list(site.seen(client, site.stream.experiences - 1))
             tensors, about = content(model, setting.architectures[setting.place(client)])
-            header = {**about, "kind": kind, "client": client, "seen": seen, "run": identify(run)}
+            header = {**about, "kind": kind, "client": client, "seen": seen, "run": identity}
             (folder / f"{name}.safetensors").write_bytes(encode(tensors, header))
 
 

@@ -10,6 +10,8 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
+from metrics import provenance
+
 COURSE = "run.course=true"
 ROUNDS, EXPERIENCES = 2, 3  # of the small project
 
@@ -125,7 +127,11 @@ def test_methods_are_compared_over_their_simulated_times(timed, run, fcl):
     compare("timed", run.root)
     folder = run.root / "comparison" / "timed"
     written = {path.name for path in folder.iterdir()}
-    assert written == {"table.md", "metrics.json", "accuracy.png", "accuracy.csv", "time.md", "time.png"}
+    figures = {"accuracy.png", "time.png"}
+    assert written == {"table.md", "metrics.json", "runs.json", "accuracy.csv", "time.md", *figures}
+    about = json.loads((folder / "runs.json").read_text())
+    assert [each["name"] for each in about["runs"]] == ["timed/quick/seed-0", "timed/slow/seed-0"]
+    assert all(provenance.read(folder / name) == about for name in figures)
     quick, slow = (folder / "time.md").read_text().splitlines()[2:4]
     assert quick.startswith("| quick | ") and quick.endswith(" | 1.00 |")
     assert slow.startswith("| slow | ") and slow.endswith(" | 2.00 |")

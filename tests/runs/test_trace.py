@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image, PngImagePlugin
+from rich.console import Console
 
 from flows.chain import bibtex, lines
 from flows.trace import trace
@@ -136,9 +137,34 @@ def test_built_streams_and_their_pictures_are_traced(project, tmp_path):
         chain = trace(path, project)
         assert (chain["what"], chain["command"]) == ("task stream", "fcl stream digits")
         assert chain["stream"] == {"digest": stream.digest, "folder": "built/streams/digits"}
+        assert chain["doubts"] == []
     assert trace(tmp_path / "picture.png", project)["stream"]["digest"] == stream.digest
+    shutil.copy(project / "built" / "streams" / "devices" / "manifest.parquet", stream_folder / "manifest.parquet")
+    (doubt,) = trace(stream_folder, project)["doubts"]
+    assert "not the content that stream.json names" in doubt
     shutil.rmtree(stream_folder)
     assert trace(tmp_path / "picture.png", project)["stream"] == {"digest": stream.digest, "folder": None}
+
+
+def test_foundation_models_are_traced_built_and_in_mlflow(project):
+    """Also the copy that MLflow has; and one whose weights were changed is doubted."""
+    from flows.foundation import prepare
+    from tasks.foundation import WEIGHTS
+
+    prepare("digits", project, Console(quiet=True))
+    folder = project / "built" / "foundations" / "digits"
+    record = json.loads((folder / "foundation.json").read_text())
+    (model,) = [path.parent for path in (project / "mlruns").rglob("MLmodel")]
+    for path in (folder, folder / WEIGHTS, model):
+        chain = trace(path, project)
+        assert chain["foundation"] == {"digest": record["digest"], "folder": "built/foundations/digits"}
+        assert chain["stream"] == {"digest": record["stream"], "folder": "built/streams/digits"}
+        assert chain["run"] is None and chain["doubts"] == []
+    data = bytearray((folder / WEIGHTS).read_bytes())
+    data[-1] ^= 1
+    (folder / WEIGHTS).write_bytes(data)
+    (doubt,) = trace(folder, project)["doubts"]
+    assert "names by digest" in doubt
 
 
 def test_a_comparison_names_its_runs_and_which_of_them_are_gone(undisturbed, play_run, project, tmp_path):
@@ -203,3 +229,4 @@ def test_every_chain_can_be_said_and_cited(undisturbed, workshop):
         chain = trace(path, workshop)
         assert all(label and text for label, text in lines(chain))
         assert bibtex(chain).startswith("@misc{fcl-")
+    assert "code: not recorded" in bibtex(chain), "nothing says which code built a stream"
