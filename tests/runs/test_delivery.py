@@ -190,7 +190,7 @@ def test_a_run_killed_between_publication_and_its_end_is_delivered_when_it_is_re
 STEPS = (
     *("create_run", "log_batch", "log_inputs", "log_dict", "log_artifacts", "create_logged_model", "log_outputs"),
     *("log_model_artifacts", "finalize_logged_model", "create_model_version", "set_logged_model_tags"),
-    *("set_registered_model_alias", "set_terminated", "get_metric_history"),
+    *("set_registered_model_alias", "set_terminated"),
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ import pytest
 from mlflow.entities.model_registry import ModelVersion, ModelVersionTag
 from mlflow.tracking import MlflowClient
 
+import methods
 from tasks.delivery import tracking_uri
 from tasks.registered import aliases
 from tasks.summary_run import refresh, summary_run
@@ -142,6 +144,39 @@ def test_who_is_overtaken_while_writing_does_not_bring_back_what_was(client, whe
     assert summary.data.metrics[ACCURACY] == pytest.approx(0.4)
 
 
+@pytest.mark.parametrize("steps", range(1, 7))
+def test_who_is_killed_between_two_writes_is_made_good(client, where, monkeypatch, steps):
+    """A second seed ends where the summary has a twin and one seed; its sender dies after some of its writes."""
+    first = finish(client, where, 0, 0.2, "10")
+    client.create_run(where, tags={**TAGS, "kind": "method"})
+    left = iter(range(steps - 1))
+
+    def last(write):
+        def call(self, *arguments, **options):
+            write(self, *arguments, **options)
+            if next(left, None) is None:
+                raise SystemExit
+
+        return call
+
+    def kill():
+        for step in ("log_batch", "create_run", "delete_run", "set_terminated"):
+            patch.setattr(MlflowClient, step, last(getattr(MlflowClient, step)))
+
+    died = False
+    with monkeypatch.context() as patch:
+        try:
+            finish(client, where, 1, 0.4, "11", before_end=kill)
+        except SystemExit:
+            died = True
+    assert died == (steps <= 4), "the two runs' tags, the twin, the summary's numbers"
+    refresh(client, where, TAGS)
+    (summary,) = summaries(client, where)
+    assert summary.data.metrics[ACCURACY] == pytest.approx(0.3) and summary.data.metrics["seeds"] == 2
+    assert first in current(client, where) and len(current(client, where)) == 2
+    assert len(client.get_metric_history(summary.info.run_id, ACCURACY)) == 2
+
+
 def test_runs_that_end_at_once_are_all_in_the_mean(client, where):
     barrier, wrong = threading.Barrier(6), []
 
@@ -191,12 +226,19 @@ def test_best_and_newest(versions, expected):
 
 @pytest.fixture(scope="module")
 def home(small_project, tmp_path_factory, play_run):
-    """A project with two methods and two seeds in results/ and in MLflow, measured over simulated time."""
+    """A project with two methods and two seeds in results/ and in MLflow. Client i trains for i + 1, or twice that."""
     root = Path(shutil.copytree(small_project, tmp_path_factory.mktemp("compared") / "project"))
-    for method in ("fedavg", "local"):
-        for seed in (0, 1):
-            out = root / "results" / "digits" / method / f"seed-{seed}"
-            play_run(method, "train.rounds=1", "run.course=true", seed=seed, out=out, root=root, track=True)
+    for method, unit in (("fedavg", 1.0), ("fedprox", 2.0)):
+        kind = methods.get(method)
+        with pytest.MonkeyPatch.context() as patch:
+
+            def with_time(self, client, unit=unit, train=kind.train):
+                return dataclasses.replace(train(self, client), time=unit * (client.id + 1))
+
+            patch.setattr(kind, "train", with_time)
+            for seed in (0, 1):
+                out = root / "results" / "digits" / method / f"seed-{seed}"
+                play_run(method, "train.rounds=1", "run.course=true", seed=seed, out=out, root=root, track=True)
     return root
 
 
@@ -267,10 +309,10 @@ numpy.save("probabilities.npy", model.predict(numpy.load("images.npy")))
 
 def test_a_version_names_its_run(home):
     client = MlflowClient(tracking_uri(home))
-    about = json.loads((home / "results" / "digits" / "local" / "seed-1" / "run.json").read_text())
-    newest = client.get_model_version_by_alias("digits.local", "newest")
+    about = json.loads((home / "results" / "digits" / "fedprox" / "seed-1" / "run.json").read_text())
+    newest = client.get_model_version_by_alias("digits.fedprox", "newest")
     assert newest.run_id == about["mlflow_run"]
-    assert (newest.tags["run"], newest.tags["seed"], newest.tags["digest"]) == ("local/seed-1", "1", about["digest"])
+    assert (newest.tags["run"], newest.tags["seed"], newest.tags["digest"]) == ("fedprox/seed-1", "1", about["digest"])
 
 
 def test_the_experiment_says_what_the_stream_is_and_carries_the_view(home):
