@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.services import stop
+from flows.services import comparisons, stop
 
 DEADLINE = 120  # seconds after which something that must happen has not; no test measures time
 BUCKET = "fcl"
@@ -179,6 +179,13 @@ def test_a_run_on_the_teams_services_is_the_same_and_is_recorded_there(
         timeout=10 * DEADLINE,
     )
     assert "fedavg-shared" in told.stdout, told.stderr
+    ((stream, address),) = comparisons(services["MLFLOW_TRACKING_URI"])
+    experiment = json.loads((out / "run.json").read_text())["mlflow_experiment"]
+    assert stream == "digits" and f"/#/experiments/{experiment}/runs?" in address
+    code = "import mlflow; print(mlflow.pyfunc.load_model('models:/digits.fedavg-shared@best').metadata.run_id)"
+    user = {name: value for name, value in about.items() if name not in KEYS}  # the server hands the files on
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=user, capture_output=True, text=True)
+    assert loaded.stdout.strip() == json.loads((out / "run.json").read_text())["mlflow_run"], loaded.stderr
     assert int(postgres("mlflow", "SELECT count(*) FROM metrics")) > 5
 
     import boto3
