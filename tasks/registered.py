@@ -39,7 +39,8 @@ def register(client: MlflowClient, run_id: str, model_id: str, tags: Mapping[str
             raise
     versions = [each for each in _versions(client, name) if each.run_id == run_id]
     if not versions:
-        source = f"models:/{model_id}"
+        # Not models:/ID, which MLflow would look up at the process's own tracking address, wherever `client` is.
+        source = client.get_logged_model(model_id).artifact_location
         versions = [client.create_model_version(name, source, run_id, dict(tags), model_id=model_id)]
     # The UI finds the version of a run's model by this tag, which mlflow.register_model sets alike.
     told = json.dumps([{"name": name, "version": versions[0].version}])

@@ -16,6 +16,7 @@ from filelock import FileLock
 from mlflow.tracking import MlflowClient
 
 from tasks.delivery import deliver, deliver_all, deliver_kept, records, tracking_uri
+from tasks.tracked_runs import counting, seeds
 from tasks.tracking import Tracker
 
 FILES = {"accuracy.png", "accuracy_matrix.parquet", "matrix.png", "metrics.json", "rounds.parquet", "run.json"}
@@ -88,6 +89,22 @@ def check_complete(root: Path, outcome, run_id: str) -> None:
     for name, points in told.histories.items():
         assert len({point.step for point in points}) == len(points), name
     assert len(told.histories["round/seconds"]) == 3
+    client = MlflowClient(tracking_uri(root))
+    assert [version.run_id for version in client.search_model_versions(f"run_id = '{run_id}'")] == [run_id]
+    of_variant = seeds(client, [told.info.experiment_id], told.tags["variant"])
+    (summary,) = client.search_runs(
+        [told.info.experiment_id], f"tags.kind = 'method' and tags.variant = '{told.tags['variant']}'"
+    )
+    accuracies = [run.data.metrics["final_average_accuracy"] for run in counting(of_variant)]
+    assert summary.data.metrics["seeds"] == len(accuracies)
+    assert summary.data.metrics["final_average_accuracy"] == pytest.approx(sum(accuracies) / len(accuracies))
+    assert {run.data.tags["mlflow.parentRunId"] for run in of_variant} == {summary.info.run_id}
+    model = client.get_registered_model(f"digits.{told.tags['variant']}")
+    versions = client.search_model_versions(f"name = '{model.name}'")
+    assert str(model.aliases["newest"]) == max((str(each.version) for each in versions), key=int)
+    best = max(float(each.tags["final_average_accuracy"]) for each in versions)
+    (chosen,) = [each for each in versions if str(each.version) == str(model.aliases["best"])]
+    assert float(chosen.tags["final_average_accuracy"]) == best
 
 
 def test_a_run_files_what_is_to_be_delivered_and_does_not_wait_for_it(left, home):
@@ -171,8 +188,9 @@ def test_a_run_killed_between_publication_and_its_end_is_delivered_when_it_is_re
 
 
 STEPS = (
-    *("create_run", "log_batch", "log_inputs", "set_tag", "log_dict", "log_artifacts", "create_logged_model"),
-    *("log_outputs", "log_model_artifacts", "finalize_logged_model", "set_terminated"),
+    *("create_run", "log_batch", "log_inputs", "log_dict", "log_artifacts", "create_logged_model", "log_outputs"),
+    *("log_model_artifacts", "finalize_logged_model", "create_model_version", "set_logged_model_tags"),
+    *("set_registered_model_alias", "set_terminated"),
 )
 
 

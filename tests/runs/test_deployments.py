@@ -333,6 +333,7 @@ def test_the_ui_has_the_progress_and_the_results(first, served):
     assert "results/digits/fedavg/seed-0" in page
     assert f"http://127.0.0.1:{page.partition('](http://127.0.0.1:')[2].partition('/')[0]}/#/experiments/" in page
     assert f"/runs/{about['mlflow_run']})" in page
+    assert "runs?workflowType=machine_learning&viewStateShareKey=comparison)" in page
 
 
 def test_what_does_not_go_together_fails_with_the_sentence_and_writes_nothing(wrong_together, served):

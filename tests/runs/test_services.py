@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.services import stop
+from flows.services import comparisons, stop
 
 DEADLINE = 120  # seconds after which something that must happen has not; no test measures time
 BUCKET = "fcl"
@@ -161,7 +161,31 @@ def test_a_run_on_the_teams_services_is_the_same_and_is_recorded_there(
     assert postgres("prefect", "SELECT state_type FROM flow_run") == "COMPLETED"
     assert int(postgres("prefect", "SELECT count(*) FROM task_run")) > 5
     # A run does not wait until MLflow has its files.
-    eventually(lambda: postgres("mlflow", "SELECT status FROM runs") == "FINISHED", "a finished MLflow run", pause=0.5)
+    means = (
+        "SELECT value FROM latest_metrics JOIN runs USING (run_uuid) WHERE runs.name = 'fedavg-shared' AND key = '{}'"
+    )
+    eventually(lambda: postgres("mlflow", means.format("seeds")) == "1", "a finished MLflow run", pause=0.5)
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert float(postgres("mlflow", means.format("forgetting"))) == pytest.approx(metrics["forgetting"])
+    assert postgres("mlflow", "SELECT status FROM runs WHERE name = 'fedavg-shared/seed-0'") == "FINISHED"
+    aliases = "SELECT alias FROM registered_model_aliases WHERE name = 'digits.fedavg-shared' ORDER BY alias"
+    assert postgres("mlflow", aliases).split() == ["best", "newest"]
+    told = subprocess.run(
+        [sys.executable, "-m", "cli", "compare", "--from", "mlflow"],
+        cwd=workshop,
+        env=about,
+        capture_output=True,
+        text=True,
+        timeout=10 * DEADLINE,
+    )
+    assert "fedavg-shared" in told.stdout, told.stderr
+    ((stream, address),) = comparisons(services["MLFLOW_TRACKING_URI"])
+    experiment = json.loads((out / "run.json").read_text())["mlflow_experiment"]
+    assert stream == "digits" and f"/#/experiments/{experiment}/runs?" in address
+    code = "import mlflow; print(mlflow.pyfunc.load_model('models:/digits.fedavg-shared@best').metadata.run_id)"
+    user = {name: value for name, value in about.items() if name not in KEYS}  # the server hands the files on
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=user, capture_output=True, text=True)
+    assert loaded.stdout.strip() == json.loads((out / "run.json").read_text())["mlflow_run"], loaded.stderr
     assert int(postgres("mlflow", "SELECT count(*) FROM metrics")) > 5
 
     import boto3
@@ -175,5 +199,6 @@ def test_a_run_on_the_teams_services_is_the_same_and_is_recorded_there(
         for path in [*out.rglob("*"), *(workshop / "runs").rglob("*")]:
             assert not path.is_file() or secret.encode() not in path.read_bytes()
         assert secret not in done.stdout + done.stderr
-        assert not int(postgres("mlflow", f"SELECT count(*) FROM params WHERE value LIKE '%{secret}%'"))
+        for table in ("params", "tags", "model_version_tags"):
+            assert not int(postgres("mlflow", f"SELECT count(*) FROM {table} WHERE value LIKE '%{secret}%'"))
         assert not int(postgres("prefect", f"SELECT count(*) FROM flow_run WHERE parameters::text LIKE '%{secret}%'"))

@@ -45,7 +45,7 @@ def mlflow_client(root: Path):
 def all_runs(root: Path) -> list:
     client = mlflow_client(root)
     experiment = client.get_experiment_by_name("digits")
-    return client.search_runs([experiment.experiment_id]) if experiment else []
+    return client.search_runs([experiment.experiment_id], "tags.kind = 'seed'") if experiment else []
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def mlflow_run(tracked):
 
 def test_mlflow_names_the_run(tracked, mlflow_run):
     told = mlflow_run.told
-    assert told.info.run_name == "fedavg/seed-5"
+    assert told.info.run_name == "fedavg-seed/seed-5", "its results lie in a folder `seed` of their own"
     assert told.info.status == "FINISHED"
     assert mlflow_run.client.get_experiment(told.info.experiment_id).name == "digits"
 
@@ -215,9 +215,9 @@ def test_without_mlflow_a_run_ends_well_says_so_and_is_told_later(unreachable, r
     # MLflow is where params and environment say it is now: the next run takes the kept records along.
     later = play_run("local", "train.rounds=1", seed=1, root=remote, track=True)
     runs = {run.info.run_name: run for run in all_runs(remote)}
-    assert set(runs) == {"local/seed-0", "local/seed-1"}
+    assert set(runs) == {"local/seed-0", "local-seed/seed-1"}
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
-    assert runs["local/seed-1"].info.run_id == later.json("run.json")["mlflow_run"]
+    assert runs["local-seed/seed-1"].info.run_id == later.json("run.json")["mlflow_run"]
     kept = json.loads((out / "metrics.json").read_text())
     told = runs["local/seed-0"].data.metrics
     assert {name: told[name] for name in kept} == pytest.approx(kept)
