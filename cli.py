@@ -91,10 +91,10 @@ def run(
     from flows.seeds import run_seeds
 
     place = out.resolve() if out else usual
-    at_once = min(len(seeds), specs[0].run.workers)
+    at_once = min(len(seeds), specs[0].run.workers + 1)  # one more: each waits now and then, and three are usual
     common = ["run", method, "--stream", stream, *(part for each in sets or [] for part in ("--set", each))]
     common += ["--runner", runner] * bool(runner) + ["--address", address] * bool(address) + ["--resume"] * resume
-    common += ["--workers", str(specs[0].run.workers // at_once)]
+    common += ["--workers", str(max(1, specs[0].run.workers // at_once))]
     commands = {each: [*common, "--seed", str(each), "--out", str(place / f"seed-{each}")] for each in seeds}
     run_seeds(commands, at_once, console)
 
