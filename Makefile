@@ -27,10 +27,12 @@ data/digits/digits.csv.gz: | .venv/ready
 
 repro: setup
 	@dvc status --quiet data.dvc dvc.yaml || $(BIN)/python -m flows.server dvc repro dvc.yaml
-	@fcl compare
-	@echo "plots   comparison/digits/accuracy.png, results/digits/METHOD/seed-N/*.png"
-	@echo "tables  comparison/digits/table.md; all metrics: .venv/bin/dvc metrics show, their changes: dvc metrics diff"
+	@fcl compare --stream digits
+	@echo "report  comparison/report.html: all streams and figures, every number with its run; report.md: the tables alone"
+	@echo "claims  of the papers, and what was measured here: fcl claims"
+	@echo "metrics of all runs: .venv/bin/dvc metrics show, their changes: dvc metrics diff"
 	@echo "make ui starts Prefect's UI (http://127.0.0.1:4200) and MLflow's (http://127.0.0.1:5000) with these runs"
+	@fcl claims > comparison/claims.txt || { cat comparison/claims.txt; exit 1; }
 
 baselines: setup
 	@$(BIN)/python -m flows.server dvc repro dvc.yaml baselines/dvc.yaml

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from errors import InputError
 
-from .claims import Evidence, Finding, Verdict, judge
+from .claims import Finding, Verdict, judge
+from .comparisons import Evidence
 from .published import CLAIMS
 
 RECORD = Path(__file__).with_name("recorded.json")

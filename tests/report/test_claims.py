@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from report.claims import Above, Beyond, Claim, Evidence, Falls, Outcome, Place, Sooner, Verdict, judge, verdict
+from report.claims import Claim, Place, Verdict, judge, verdict
+from report.comparisons import Above, Beyond, Evidence, Falls, Outcome, Sooner
 from report.published import CLAIMS
 from report.record import findings, lost, write
 
@@ -22,7 +23,7 @@ def runs(root, **values):
     return Evidence(root / "results")
 
 
-outcomes = st.builds(lambda seeds, held: Outcome("", min(held, seeds), seeds), st.integers(0, 3), st.integers(0, 3))
+outcomes = st.builds(lambda seeds, held: Outcome("", "", min(held, seeds), seeds), st.integers(0, 3), st.integers(0, 3))
 
 
 @given(st.lists(outcomes, min_size=1, max_size=5))
