@@ -89,8 +89,11 @@ def run(
         conduct(specs[0], root, out.resolve() if out else usual / f"seed-{seeds[0]}", resume, console)
         return
     from flows.seeds import run_seeds
+    from tasks.run import check_out
 
     place = out.resolve() if out else usual
+    for spec in specs:
+        check_out(place / f"seed-{spec.seed}", spec)
     at_once = min(len(seeds), specs[0].run.workers + 1)  # one more: each waits now and then, and three are usual
     common = ["run", method, "--stream", stream, *(part for each in sets or [] for part in ("--set", each))]
     common += ["--runner", runner] * bool(runner) + ["--address", address] * bool(address) + ["--resume"] * resume

@@ -139,7 +139,7 @@ def claims(
     from parameters import project_root
     from report.record import findings, lost, write
     from report.terminal import to_rich
-    from tasks.results import git
+    from tasks.source import git
 
     root = project_root()
     found = findings(root)

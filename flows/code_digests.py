@@ -1,6 +1,6 @@
 """Which code the result of a method depends on, as a file that changes when that code does.
 
-python -m flows.code_digests        writes built/code/METHOD.txt for every method, and foundation.txt
+python -m flows.code_digests        writes built/code/METHOD.txt for every method, foundation.txt and stream.txt
 
 The stages of dvc.yaml depend on these files instead of on folders: who changes or adds a method runs its experiments
 again, not all others'. A line is a file's digest and path. Comments and docstrings do not count.
@@ -23,10 +23,10 @@ from tasks.run import LOCK, PROJECT
 
 ALWAYS = ("flows/experiment.py", "flows/conduct.py", "tasks/worker_processes.py")  # what every run begins with
 WHOLE = ("models", "streams")  # found by name while a run lasts
-FOUNDATION = ("tasks/foundation.py", "methods/pretraining.py")
+FOUNDATION = ("flows/foundation.py", "tasks/foundation.py", "methods/pretraining.py")
 # What people see of a run: servers, MLflow, pages and figures. A change there is no reason to train again.
 ASIDE = (
-    *(f"flows/{name}.py" for name in ("page", "progress", "server", "services", "settings", "tables")),
+    *(f"flows/{name}.py" for name in ("page", "progress", "server", "services", "tables")),
     *(f"tasks/{name}.py" for name in ("artifacts", "delivery", "interruption", "tracking")),
     *("metrics/plots.py", "streams/picture.py"),
 )
@@ -121,6 +121,7 @@ def main(root: Path) -> None:
     for method in methods.names():
         write(method, code_of(method), folder)
     write("foundation", closure([PROJECT / name for name in FOUNDATION]), folder)
+    write("stream", closure((PROJECT / "streams").glob("*.py")), folder)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from typing import IO
 
 from rich.console import Console
 
+from errors import InputError
+
 from .server import end_with_parent, prefect_server
 
 POLL = 0.1  # seconds between looks at the processes
@@ -26,9 +28,10 @@ def run_seeds(commands: Mapping[int, Sequence[str]], at_once: int, console: Cons
         commands: arguments of `fcl`, by seed.
         at_once: processes at the same time, at least 1.
     Raises:
+        InputError: seeds were refused, and all that failed were: their input is wrong.
         RuntimeError: a seed failed; names which.
     """
-    failed = []
+    failed: dict[int, int] = {}
     with prefect_server() as wait, ExitStack() as stack:
         wait()
         waiting, running = list(commands.items()), {}
@@ -42,22 +45,35 @@ def run_seeds(commands: Mapping[int, Sequence[str]], at_once: int, console: Cons
                 for seed, (process, said) in list(running.items()):
                     if process.poll() is not None:
                         del running[seed]
-                        said.seek(0)
-                        console.print(said.read().rstrip(), markup=False, highlight=False, soft_wrap=True)
-                        failed += [seed] if process.returncode else []
+                        tell(said, console)
+                        failed |= {seed: process.returncode} if process.returncode else {}
         except BaseException:
             for process, _ in running.values():
                 process.terminate()  # as orderly an end as Ctrl-C
-            for process, _ in running.values():
+            for process, said in running.values():
                 process.wait()
+                tell(said, console)
             raise
     if failed:
         which = ", ".join(map(str, sorted(failed)))
+        if set(failed.values()) == {2}:
+            raise InputError(f"seed {which} was refused, see above")
         raise RuntimeError(f"seed {which} did not finish, see above; repeat the command with --resume")
+
+
+def tell(said: IO[str], console: Console) -> None:
+    """Prints what a seed's process wrote."""
+    said.seek(0)
+    console.print(said.read().rstrip(), markup=False, highlight=False, soft_wrap=True)
 
 
 def start(arguments: Sequence[str], said: IO[str]) -> subprocess.Popen:
     command = [sys.executable, "-m", "cli", *arguments]
     return subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT, preexec_fn=end_with_parent
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=said,
+        stderr=subprocess.STDOUT,
+        preexec_fn=end_with_parent,
+        process_group=0,  # Ctrl-C reaches it by way of this process, once
     )

@@ -27,7 +27,7 @@ from .conduct import play, progress_bar
 from .server import prefect_server
 
 TIMED = {"client_seconds", "simulated_seconds"}  # metrics that depend on the machine's load
-TABLES = ("accuracy_matrix.parquet", "rounds.parquet")
+TABLES = ("accuracy_matrix.parquet", "rounds.parquet")  # that every run has
 UNEQUAL = ("seconds", "reason")  # columns: how long a client took, and the text of a failure that did not count
 SAME, DIFFERS, FAILED = "same", "differs", "could not be run"
 
@@ -118,7 +118,7 @@ def repeat(folder: Path, root: Path, console: Console) -> tuple[str, list[str]]:
     if found is None:
         raise InputError(f"{folder} holds no results of fcl; expected a folder with run.json")
     with tempfile.TemporaryDirectory(prefix="fcl-verify-") as place:
-        spec = saved_experiment(found, root, Path(place))
+        spec = saved_experiment(found, root, Path(place), (folder / "course.parquet").exists())
         with (
             progress_bar(console, f"again: {spec.title}") as bar,
             Run(spec, root, Path(place) / "again", on_progress=bar) as again,
@@ -130,9 +130,13 @@ def repeat(folder: Path, root: Path, console: Console) -> tuple[str, list[str]]:
         return digest, differences(folder, Path(place) / "again")
 
 
-def saved_experiment(found: dict, root: Path, place: Path) -> Experiment:
-    """The experiment of a run.json, to be computed as params.yaml says now, with its states in `place`."""
-    saved, run = found["experiment"], dict(read(root)["run"])
+def saved_experiment(found: dict, root: Path, place: Path, course: bool) -> Experiment:
+    """The experiment of a run.json, to be computed as params.yaml says now, with its states in `place`.
+
+    Args:
+        course: also measure the main model after every round, which makes course.parquet.
+    """
+    saved, run = found["experiment"], dict(read(root)["run"]) | {"course": course}
     if not run.get("address") and "://" not in str(run.get("store", "")):  # else the cluster must reach them
         run["store"] = str(place / "runs")
     stream = StreamParameters.model_validate(saved["stream_parameters"])
@@ -144,7 +148,10 @@ def differences(folder: Path, again: Path) -> list[str]:
     found = [f"{name} is missing" for name in ("metrics.json", *TABLES) if not (folder / name).exists()]
     if found:
         return found
-    for name in TABLES:
+    for name in sorted({path.name for where in (folder, again) for path in where.glob("*.parquet")}):
+        if not ((folder / name).exists() and (again / name).exists()):
+            found.append(f"{name} is in one of both alone")
+            continue
         there, here = (pd.read_parquet(where / name) for where in (folder, again))
         columns = [column for column in there if column not in UNEQUAL]
         if not set(columns) <= set(here) or not there[columns].equals(here[columns]):

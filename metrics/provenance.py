@@ -51,7 +51,18 @@ def read(path: Path) -> dict[str, Any] | None:
         found = json.loads(reader(path) or "null") if reader else None
     except (OSError, ValueError, SyntaxError):  # not such a file, whatever its name
         return None
-    return found if isinstance(found, dict) else None
+    return found if isinstance(found, dict) and _known(found) else None
+
+
+def _known(found: Mapping[str, Any]) -> bool:
+    """Whether it is what this project writes: files come from anywhere."""
+    runs = found.get("runs", [found])
+    named = isinstance(runs, list) and all(isinstance(run, dict) for run in runs)
+    if "runs" in found:
+        names = [run.get("name") for run in runs] if named else []
+        plain = all(isinstance(name, str) and re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)*", name) for name in names)
+        return named and plain and all("digest" in run for run in runs)
+    return "stream_digest" in found or "digest" in found
 
 
 def _read_png(path: Path) -> str | None:

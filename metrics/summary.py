@@ -20,7 +20,7 @@ def summarise(frame: pd.DataFrame, rounds: pd.DataFrame, main: str) -> dict[str,
     of model carry its name, as in `received.forgetting`. A metric that is not defined, such as the forgetting of a
     single experience, is left out: 0 would be a claim, and NaN is not JSON.
     """
-    found = {**retention(frame, main), **personalisation(frame), **costs(rounds), **consolidation_gap(frame)}
+    found = {**retention(frame, main), **personalisation(frame, main), **costs(rounds), **consolidation_gap(frame)}
     for model in frame["model"].unique():
         prefix = "" if model == main else f"{model}."
         found |= {prefix + name: value for name, value in _accuracy(frame, model).items()}

@@ -83,6 +83,11 @@ class Finding:
     measured: bool
 
     @property
+    def said(self) -> str:
+        """The verdict, with the number of seeds where it rests on a single one."""
+        return f"{self.verdict} (one seed)" if self.seeds == 1 else str(self.verdict)
+
+    @property
     def key(self) -> str:
         return f"{self.paper}/{self.name}/{self.place}"
 

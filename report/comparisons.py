@@ -86,7 +86,7 @@ def show(values: Sequence[float], factor: float = 100, digits: int = 1) -> str:
 
 @dataclass(frozen=True)
 class Above:
-    """`method` has a higher `metric` than `other`, by at least `by`, or `ratio` times as high.
+    """`method` has a higher `metric` than `other`, by more than `by`, or at least `ratio` times as high.
 
     Attributes:
         by: in the metric's own unit; below 0: at most so much lower.
@@ -162,18 +162,25 @@ class Sooner:
 
 @dataclass(frozen=True)
 class Falls:
-    """A metric of one method is lower on the last of `streams` than on the first that has it."""
+    """A metric of one method is lower on the last of `streams` than on the first.
+
+    Attributes:
+        name: of the metric, for a reader.
+        without: streams that do not have the metric.
+    """
 
     streams: tuple[str, ...]
     method: str
     metric: str
     name: str
+    without: tuple[str, ...] = ()
 
     def __call__(self, evidence: Evidence) -> Outcome:
         courses = {stream: evidence.values(stream, self.method, self.metric) for stream in self.streams}
+        known = [stream for stream in self.streams if stream not in self.without]
+        first, last = courses[known[0]], courses[known[-1]]
         courses = {stream: values for stream, values in courses.items() if values}
-        first, last = next(iter(courses.values()), {}), courses.get(self.streams[-1], {})
-        seeds = sorted(first.keys() & last.keys()) if len(courses) > 1 else []
+        seeds = sorted(first.keys() & last.keys())
         if not seeds:
             return not_run(self.method, self.streams[-1])
         held = sum(last[seed] < first[seed] for seed in seeds)

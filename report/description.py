@@ -47,6 +47,12 @@ def warnings(stream: Stream) -> list[str]:
     found = []
     if len({run.about["stream_digest"] for run in stream.every}) > 1:
         found.append("Not all methods met the same data: their streams have different digests.")
+    personal = sorted(name for name, runs in stream.runs.items() if (runs[0].matrix_of_main["client"] >= 0).all())
+    if 0 < len(personal) < len(stream.runs):
+        found.append(
+            f"The answer of {', '.join(personal)} is a client's own model, measured on that client's test data, of the "
+            "others one model, measured on all test data: compare these by own data, not by final."
+        )
     if len({tuple(run.seed for run in runs) for runs in stream.runs.values()}) > 1:
         found.append("Methods were run with different seeds; differences are over the seeds that two methods share.")
     if unclean := [run for run in stream.every if run.about.get("git_clean") is False]:

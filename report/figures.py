@@ -174,11 +174,12 @@ def _name(axes: Axes, places: Mapping[str, tuple[float, float]]) -> None:
 
 def draw_clients(stream: Stream, name: str) -> str:
     """Every client's accuracy on its own test data, mean over seeds: a row a method, a dot a client, a bar the mean."""
-    methods = [method for method in stream.table.index if len(own_accuracy(stream.runs[method][0].matrix))]
+    first = {method: stream.runs[method][0] for method in stream.table.index}
+    methods = [method for method, run in first.items() if len(own_accuracy(run.matrix, run.main))]
     with drawing(name, 0.7 + 0.27 * len(methods)) as drawn:
         axes = drawn.figure.subplots()
         for number, method in enumerate(methods):
-            seeds = pd.concat([own_accuracy(run.matrix) for run in stream.runs[method]])
+            seeds = pd.concat([own_accuracy(run.matrix, run.main) for run in stream.runs[method]])
             each = seeds.groupby(level=0).mean()  # by client
             colour, _, marker = look(stream, method)
             axes.scatter(100 * each, np.full(len(each), number), s=26, color=colour, marker=marker, alpha=0.6)

@@ -45,10 +45,10 @@ def lost(found: Sequence[Finding], record: Path = RECORD) -> list[tuple[Finding,
 
 
 def write(found: Sequence[Finding], commit: str, record: Path = RECORD) -> None:
-    """Records what was measured; places without runs keep what is recorded of them."""
+    """Records what was measured; places without runs, or with fewer seeds, keep what is recorded."""
     kept = _read(record)
     for each in found:
-        if each.measured:
+        if each.measured and each.seeds >= kept.get(each.key, {"seeds": 0})["seeds"]:
             kept[each.key] = {"verdict": each.verdict, "found": each.found, "seeds": each.seeds, "commit": commit}
     known = {f"{claim.paper}/{claim.name}/{place.name}" for claim in CLAIMS for place in claim.places}
     kept = {key: kept[key] for key in sorted(kept.keys() & known)}

@@ -39,6 +39,11 @@ class Run:
     def matrix(self) -> pd.DataFrame:
         return pd.read_parquet(self.folder / FILES[0])
 
+    @property
+    def matrix_of_main(self) -> pd.DataFrame:
+        """The rows of the method's answer."""
+        return self.matrix[self.matrix["model"] == self.main]
+
     @cached_property
     def rounds(self) -> pd.DataFrame:
         return pd.read_parquet(self.folder / FILES[1])

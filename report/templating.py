@@ -19,7 +19,7 @@ VERDICTS = {"reproduced": "good", "partly": "part", "not testable": "open", "not
 def commit(run: Run) -> str:
     """Seven signs of the commit, with + where files differed from it; – where there was no git."""
     found = run.about.get("git_commit")
-    return (found[:7] + ("" if run.about.get("git_clean") else "+")) if found else "–"
+    return (found[:7] + ("+" if run.about.get("git_clean") is False else "")) if found else "–"
 
 
 def verdict_class(verdict: object) -> str:

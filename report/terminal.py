@@ -16,6 +16,6 @@ def to_rich(findings: Sequence[Finding]) -> Table:
     for heading in ("paper", "claim", "where", "verdict", "measured"):
         shown.add_column(heading, overflow="fold")
     for each in findings:
-        verdict = f"[{COLOURS.get(each.verdict, 'dim')}]{each.verdict}[/]"
+        verdict = f"[{COLOURS.get(each.verdict, 'dim')}]{each.said}[/]"
         shown.add_row(each.paper, each.claim, each.place, verdict, "\n".join(filter(None, [each.found, each.why])))
     return shown

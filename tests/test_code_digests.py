@@ -80,7 +80,7 @@ def test_imports_inside_functions_and_of_packages_are_seen():
 def test_a_file_for_every_method_is_written_and_written_again_alike(tmp_path):
     main(tmp_path)
     first = {path.name: path.read_text() for path in (tmp_path / "built" / "code").iterdir()}
-    assert set(first) == {f"{name}.txt" for name in [*methods.names(), "foundation"]}
+    assert set(first) == {f"{name}.txt" for name in [*methods.names(), "foundation", "stream"]}
     assert all("requirements.lock" in text for text in first.values())
     main(tmp_path)
     assert {path.name: path.read_text() for path in (tmp_path / "built" / "code").iterdir()} == first

@@ -54,7 +54,7 @@ def test_without_fusion_the_own_model_stands_for_both(measured):
 
 def test_a_model_for_all_retains_for_nobody_in_particular(measured):
     frame = measured(("global", -1, 0, 0, 0.8))
-    assert retention(frame, "global") == {} == personalisation(frame)
+    assert retention(frame, "global") == {} == personalisation(frame, "global")
 
 
 def test_personalisation_is_over_clients_of_their_final_average_accuracy(measured):
@@ -63,7 +63,7 @@ def test_personalisation_is_over_clients_of_their_final_average_accuracy(measure
         ("personal", 1, 1, 0, 0.4),  # no test sample of experience 1
         ("received", 0, 1, 0, 0.5), ("received", 0, 1, 1, 0.5), ("received", 2, 1, 1, 0.5),
     )  # fmt: skip
-    assert personalisation(frame) == pytest.approx(
+    assert personalisation(frame, "personal") == pytest.approx(
         {
             "personalisation_mean": 0.6,
             "personalisation_std": 0.2,
@@ -74,7 +74,7 @@ def test_personalisation_is_over_clients_of_their_final_average_accuracy(measure
 
 
 def test_without_a_personal_model_a_client_uses_what_it_received(measured):
-    found = personalisation(measured(("received", 0, 0, 0, 0.5), ("received", 0, 0, 1, 0.0)))
+    found = personalisation(measured(("received", 0, 0, 0, 0.5), ("received", 0, 0, 1, 0.0)), "global")
     assert found == {
         "personalisation_mean": 0.5,
         "personalisation_std": 0.0,
@@ -82,8 +82,13 @@ def test_without_a_personal_model_a_client_uses_what_it_received(measured):
     }, "experience 1 is not learnt yet, and there is nothing to gain over"
 
 
+def test_a_method_whose_answer_is_a_clients_own_model_is_measured_by_that(measured):
+    frame = measured(("collaborative", 0, 0, 0, 0.9), ("collaborative", 1, 0, 0, 0.5), ("small", 0, 0, 0, 0.1))
+    assert personalisation(frame, "collaborative")["personalisation_mean"] == pytest.approx(0.7)
+
+
 @pytest.mark.parametrize(("clients", "worst"), [(1, 1), (10, 1), (11, 2), (20, 2), (21, 3)])
 def test_the_worst_tenth_is_rounded_up(measured, clients, worst):
     frame = measured(*(("personal", client, 0, 0, client / 100) for client in range(clients)))
-    found = personalisation(frame)["personalisation_worst_decile"]
+    found = personalisation(frame, "personal")["personalisation_worst_decile"]
     assert found == pytest.approx(sum(range(worst)) / worst / 100)

@@ -18,7 +18,14 @@ from report.results import read
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
 FINDING = SimpleNamespace(
-    paper="Paper <b>&", claim="A | B", place="Table 1", tested="digits", found="+1.0", verdict="partly", why="few seeds"
+    paper="Paper <b>&",
+    claim="A | B",
+    place="Table 1",
+    tested="digits",
+    found="+1.0",
+    verdict="partly",
+    said="partly (one seed)",
+    why="few seeds",
 )
 
 

@@ -1,6 +1,11 @@
 """Several seeds side by side are the runs that each seed is alone."""
 
 import json
+import os
+import signal
+from contextlib import suppress
+
+import psutil
 
 RUN = ("run", "fedavg", "--stream", "digits")
 
@@ -36,3 +41,46 @@ def test_a_name_is_no_path(workshop, fcl):
         status, _, errors = fcl(*RUN, "--name", name)
         assert status == 2
         assert "--name" in errors
+
+
+def test_seeds_that_hold_another_experiment_are_refused_before_any_starts(workshop, fcl):
+    other = ("--name", "another", "--set", "train.rounds=1", "--set", "streams.digits.experiences=1")
+    assert fcl(*RUN, "--seed", "1", *other)[0] == 0
+    status, out, errors = fcl(*RUN, "--seed", "0", "--seed", "1", "--name", "another", "--set", "train.rounds=2")
+    assert status == 2
+    assert "holds another experiment" in errors
+    assert not (workshop / "results" / "digits" / "another" / "seed-0").exists()
+
+
+def test_a_seed_that_fails_is_named_and_the_others_finish(workshop, start_fcl, eventually):
+    """The first seed's results can not be put in place: something lies where they belong since it began."""
+    small = ("--set", "train.rounds=1", "--set", "streams.digits.experiences=1", "--name", "partly")
+    place = workshop / "results" / "digits" / "partly"
+    process = start_fcl(*RUN, "--seed", "0", "--seed", "1", *small)
+    kill = eventually(lambda: [each for each in children(process.pid) if "--seed 0" in each[1]], "seed 0 has begun")
+    os.kill(kill[0][0], signal.SIGKILL)
+    _, errors = process.communicate()
+    assert process.returncode == 1
+    assert "seed 0 did not finish" in errors
+    assert (place / "seed-1" / "run.json").exists()
+    assert not (place / "seed-0").exists()
+
+
+def test_an_interruption_ends_all_seeds_in_order(workshop, start_fcl, eventually):
+    process = start_fcl(*RUN, "--seed", "0", "--seed", "1", "--name", "stopped", "--set", "train.rounds=50")
+    eventually(lambda: len(children(process.pid)) >= 2, "both seeds have begun")
+    process.send_signal(signal.SIGINT)
+    out, errors = process.communicate()
+    assert process.returncode == 1
+    assert "interrupted" in errors
+    assert not (workshop / "results" / "digits" / "stopped").exists()
+
+
+def children(parent: int) -> list[tuple[int, str]]:
+    """Processes of single seeds: number and command line."""
+    found = []
+    for each in psutil.Process(parent).children():
+        with suppress(psutil.Error):
+            line = " ".join(each.cmdline())
+            found += [(each.pid, line)] if "-m cli run" in line else []
+    return found
