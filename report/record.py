@@ -16,7 +16,7 @@ from .published import CLAIMS
 RECORD = Path(__file__).with_name("recorded.json")
 
 
-def findings(root: Path, record: Path = RECORD) -> list[Finding]:
+def findings(root: Path, record: Path | None = None) -> list[Finding]:
     """A finding for each claim and place: of the runs in the project's folder, or where there are none as recorded.
 
     Args:
@@ -25,7 +25,7 @@ def findings(root: Path, record: Path = RECORD) -> list[Finding]:
     if root.name == "paper" and (root.parent / "params.yaml").exists():
         root = root.parent
     now = judge(CLAIMS, {folder: Evidence(root / folder / "results") for folder in ("", "paper")})
-    return [_as_recorded(each, _read(record)) for each in now]
+    return [_as_recorded(each, _read(record or RECORD)) for each in now]
 
 
 def _as_recorded(finding: Finding, kept: dict[str, dict]) -> Finding:
@@ -38,21 +38,21 @@ def _as_recorded(finding: Finding, kept: dict[str, dict]) -> Finding:
     return replace(finding, found=about["found"], verdict=Verdict(about["verdict"]), seeds=about["seeds"], why=why)
 
 
-def lost(found: Sequence[Finding], record: Path = RECORD) -> list[tuple[Finding, Verdict]]:
+def lost(found: Sequence[Finding], record: Path | None = None) -> list[tuple[Finding, Verdict]]:
     """Findings that are worse than what was recorded, and that."""
-    kept = {key: Verdict(about["verdict"]) for key, about in _read(record).items()}
+    kept = {key: Verdict(about["verdict"]) for key, about in _read(record or RECORD).items()}
     return [(each, kept[each.key]) for each in found if each.key in kept and each.verdict.falls_below(kept[each.key])]
 
 
-def write(found: Sequence[Finding], commit: str, record: Path = RECORD) -> None:
+def write(found: Sequence[Finding], commit: str, record: Path | None = None) -> None:
     """Records what was measured; places without runs, or with fewer seeds, keep what is recorded."""
-    kept = _read(record)
+    kept = _read(record or RECORD)
     for each in found:
         if each.measured and each.seeds >= kept.get(each.key, {"seeds": 0})["seeds"]:
             kept[each.key] = {"verdict": each.verdict, "found": each.found, "seeds": each.seeds, "commit": commit}
     known = {f"{claim.paper}/{claim.name}/{place.name}" for claim in CLAIMS for place in claim.places}
     kept = {key: kept[key] for key in sorted(kept.keys() & known)}
-    record.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
+    (record or RECORD).write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
 
 
 def _read(record: Path) -> dict[str, dict]:

@@ -17,9 +17,7 @@ def test_claims_says_what_was_not_run_and_ends_well(fcl, workshop, tmp_path, mon
 
 def test_claims_fails_where_a_recorded_verdict_is_lost_and_records_when_asked(fcl, workshop, tmp_path, monkeypatch):
     record = tmp_path / "recorded.json"
-    monkeypatch.setattr(report.record.findings, "__defaults__", (record,))
-    monkeypatch.setattr(report.record.lost, "__defaults__", (record,))
-    monkeypatch.setattr(report.record.write, "__defaults__", (record,))
+    monkeypatch.setattr(report.record, "RECORD", record)
     place = workshop / "results" / "digits-devices" / "dac" / "seed-0"
     place.mkdir(parents=True)
     try:

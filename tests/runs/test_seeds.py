@@ -46,14 +46,13 @@ def test_a_name_is_no_path(workshop, fcl):
 def test_seeds_that_hold_another_experiment_are_refused_before_any_starts(workshop, fcl):
     other = ("--name", "another", "--set", "train.rounds=1", "--set", "streams.digits.experiences=1")
     assert fcl(*RUN, "--seed", "1", *other)[0] == 0
-    status, out, errors = fcl(*RUN, "--seed", "0", "--seed", "1", "--name", "another", "--set", "train.rounds=2")
+    status, _, errors = fcl(*RUN, "--seed", "0", "--seed", "1", "--name", "another", "--set", "train.rounds=2")
     assert status == 2
     assert "holds another experiment" in errors
     assert not (workshop / "results" / "digits" / "another" / "seed-0").exists()
 
 
 def test_a_seed_that_fails_is_named_and_the_others_finish(workshop, start_fcl, eventually):
-    """The first seed's results can not be put in place: something lies where they belong since it began."""
     small = ("--set", "train.rounds=1", "--set", "streams.digits.experiences=1", "--name", "partly")
     place = workshop / "results" / "digits" / "partly"
     process = start_fcl(*RUN, "--seed", "0", "--seed", "1", *small)
@@ -70,7 +69,7 @@ def test_an_interruption_ends_all_seeds_in_order(workshop, start_fcl, eventually
     process = start_fcl(*RUN, "--seed", "0", "--seed", "1", "--name", "stopped", "--set", "train.rounds=50")
     eventually(lambda: len(children(process.pid)) >= 2, "both seeds have begun")
     process.send_signal(signal.SIGINT)
-    out, errors = process.communicate()
+    _, errors = process.communicate()
     assert process.returncode == 1
     assert "interrupted" in errors
     assert not (workshop / "results" / "digits" / "stopped").exists()
