@@ -190,7 +190,7 @@ def test_the_claims_are_there_only_where_there_are_any(several):
     assert "Claims" not in html(several) + markdown(several)
     text = html(several, [FINDING])
     verdict = next(element for element in Page(text).of("td") if "verdict" in element.classes)
-    assert (verdict.text, "part" in verdict.classes) == ("partly", True)
+    assert (verdict.text, "part" in verdict.classes) == ("partly (one seed)", True)
     assert "A \\| B" in markdown(several, [FINDING])
 
 
