@@ -31,7 +31,7 @@ repro: setup
 	@fcl compare --stream digits
 	@echo "report  comparison/report.html: all streams and figures, every number with its run; report.md: the tables alone"
 	@echo "claims  of the papers, and what was measured here: fcl claims"
-	@echo "metrics means over seeds: .venv/bin/dvc metrics show, their changes: dvc metrics diff"
+	@echo "what a change of code or parameters did to the means over seeds: .venv/bin/dvc metrics diff"
 	@echo "make ui starts Prefect's UI (http://127.0.0.1:4200) and MLflow's (http://127.0.0.1:5000) with these runs"
 	@fcl claims > comparison/claims.txt || { cat comparison/claims.txt; exit 1; }
 
