@@ -290,7 +290,11 @@ def test_the_repositorys_parameters_are_valid_for_every_method_and_stream(root, 
     monkeypatch.setattr(parameters, "read", lambda *_: copy.deepcopy(params))  # once, not for each of 700 pairs
     for stream in params["streams"]:
         for method in methods.names():
-            if "tasks" in stream and not methods.get(method).multitask:
+            if params["streams"][stream].get("models") and not methods.get(method).heterogeneous:
+                with pytest.raises(InputError, match=f"models: {method} needs one network for all clients"):
+                    experiment(method, stream, root=root)
+                continue
+            if params["streams"][stream]["source"] == "tasks" and not methods.get(method).multitask:
                 with pytest.raises(
                     InputError, match=f"clients of stream {stream} have different tasks, which {method}"
                 ):

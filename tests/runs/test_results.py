@@ -13,6 +13,8 @@ import pytest
 import safetensors.torch
 from PIL import Image
 
+from tasks.run import LOCK
+
 METHODS = ["fedavg", "local", "joint"]
 MAIN = {"fedavg": "global", "local": "personal", "joint": "global"}
 
@@ -292,7 +294,9 @@ def test_run_json_tells_all_that_a_repetition_needs(runs, workshop, stream):
     assert told["parameter_digest"] == hashlib.sha256(identity.encode()).hexdigest()
     assert told["experiment"]["train"]["batch_size"] == 16
     assert told["stream_digest"] == stream.digest
-    assert told["lock_digest"] is None, "the workshop has no requirements.lock"
+    assert told["lock_digest"] == hashlib.sha256(LOCK.read_bytes()).hexdigest(), (
+        "that of the code, wherever the project lies"
+    )
     assert told.get("mlflow_run") is None, "this run was not tracked"
     assert len(told["digest"]) == 64
     assert len(told["prefect_flow_run"]) == 36
@@ -301,14 +305,13 @@ def test_run_json_tells_all_that_a_repetition_needs(runs, workshop, stream):
     assert told["failures"] == []
 
 
-def test_the_lock_file_is_named_by_its_digest(workshop, play_run):
-    lock = workshop / "requirements.lock"
-    lock.write_text("torch==2\n")
+def test_a_tree_with_changes_is_not_clean(workshop, play_run):
+    note = workshop / "note.txt"
+    note.write_text("new")
     try:
         told = play_run("fedavg", "train.rounds=1").json("run.json")
     finally:
-        lock.unlink()
-    assert told["lock_digest"] == hashlib.sha256(b"torch==2\n").hexdigest()
+        note.unlink()
     assert told["git_clean"] is False
 
 

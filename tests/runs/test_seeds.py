@@ -68,7 +68,7 @@ def test_a_seed_that_fails_is_named_and_the_others_finish(workshop, start_fcl, e
 def test_an_interruption_ends_all_seeds_in_order(workshop, start_fcl, eventually):
     process = start_fcl(*RUN, "--seed", "0", "--seed", "1", "--name", "stopped", "--set", "train.rounds=50")
     eventually(lambda: len(children(process.pid)) >= 2, "both seeds have begun")
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)  # SIGINT is ignored where the tests run in the background
     _, errors = process.communicate()
     assert process.returncode == 1
     assert "interrupted" in errors
