@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from markupsafe import Markup
 
-from metrics import comparison, task_measures
+from metrics import comparison, provenance, task_measures
 from metrics.accuracy import experiences
 from metrics.comparison import COLUMNS, FAIRNESS
 from metrics.task_measures import task_columns
@@ -147,10 +147,15 @@ def _context(found: Sequence[Section], findings: Sequence[Finding], top: str) ->
         "methods": len({run.method for run in every}),
         "commits": sorted({commit(run) for run in every}),
         "versions": sorted({_versions(run) for run in every}),
+        "provenance": Markup(provenance.html({"runs": [_origin(run) for run in every]})),
         "top": top,
         "legend": comparison.LEGEND,
         "task_legend": task_measures.LEGEND,
     }
+
+
+def _origin(run: Run) -> dict[str, Any]:
+    return {"name": "/".join(run.folder.parts[-3:]), **provenance.origin(run.about)}
 
 
 def _versions(run: Run) -> str:

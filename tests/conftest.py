@@ -97,6 +97,25 @@ def root():
     return ROOT
 
 
+@pytest.fixture
+def call_fcl(monkeypatch, capsys):
+    """`fcl ARGUMENTS` in a folder, in this process: (exit status, stdout, stderr)."""
+    import cli
+
+    def call(folder: Path, *arguments: object) -> tuple[int, str, str]:
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, "argv", ["fcl", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            cli.main()
+            status = 0
+        except SystemExit as end:
+            status = end.code or 0
+        return status, *capsys.readouterr()
+
+    return call
+
+
 @pytest.fixture(scope="session")
 def small_project(tmp_path_factory):
     """A project folder with the repository's params.yaml made small, its streams built. Shared: only read it."""

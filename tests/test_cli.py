@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import sysconfig
 import time
 from dataclasses import dataclass
@@ -25,22 +24,9 @@ TINY = ["run", "fedavg", "--stream", "tiny"]
 
 
 @pytest.fixture
-def fcl(project, monkeypatch, capsys):
-    """`fcl ARGUMENTS` in the project, in this process: (exit status, stdout, stderr)."""
-    import cli
-
-    def call(*arguments: object, cwd: Path = project) -> tuple[int, str, str]:
-        monkeypatch.chdir(cwd)
-        monkeypatch.setattr(sys, "argv", ["fcl", *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as end:
-            status = end.code or 0
-        return status, *capsys.readouterr()
-
-    return call
+def fcl(project, call_fcl):
+    """`fcl ARGUMENTS` in the project, or in `cwd`: (exit status, stdout, stderr)."""
+    return lambda *arguments, cwd=project: call_fcl(cwd, *arguments)
 
 
 @pytest.fixture

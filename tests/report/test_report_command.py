@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
+from functools import partial
 
 import pytest
 import yaml
@@ -109,21 +109,9 @@ def test_a_parameter_that_is_new_since_is_not_taken_for_the_runs(project, descri
 
 
 @pytest.fixture
-def fcl(project, monkeypatch, capsys):
+def fcl(project, call_fcl):
     """`fcl ARGUMENTS` in the project: (exit status, stdout, stderr)."""
-    import cli
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.chdir(project)
-        monkeypatch.setattr(sys, "argv", ["fcl", *arguments])
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as end:
-            status = end.code or 0
-        return status, *capsys.readouterr()
-
-    return call
+    return partial(call_fcl, project)
 
 
 def test_fcl_report_writes_the_page_and_says_where(fcl, project, described, project_tree):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from xml.etree import ElementTree
 import pytest
 
 from errors import InputError
+from metrics import provenance
 from report.page import sections, to_html, to_markdown
 from report.results import read
 
@@ -272,3 +274,13 @@ def test_results_that_are_not_whole_are_named(several, name):
     (several.results / "digits/fedlwf/seed-1" / name).unlink()
     with pytest.raises(InputError, match=f"fedlwf/seed-1 lacks {name}"):
         html(several)
+
+
+def test_the_page_names_its_runs_to_programs(several, tmp_path):
+    (tmp_path / "page.html").write_text(html(several))
+    runs = provenance.read(tmp_path / "page.html")["runs"]
+    folders = sorted(path.parent for path in several.results.glob("*/*/seed-*/run.json"))
+    assert sorted(run["name"] for run in runs) == [str(folder.relative_to(several.results)) for folder in folders]
+    assert {run["digest"] for run in runs} == {
+        json.loads((each / "run.json").read_text())["digest"] for each in folders
+    }

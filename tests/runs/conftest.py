@@ -9,12 +9,12 @@ import multiprocessing
 import os
 import shutil
 import subprocess
-import sys
 import sysconfig
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -193,22 +193,9 @@ def _eventually() -> Callable:
 
 
 @pytest.fixture
-def fcl(workshop, monkeypatch, capsys):
+def fcl(workshop, call_fcl):
     """`fcl ARGUMENTS` in the workshop, in this process: (exit status, stdout, stderr)."""
-    import cli
-
-    def run_it(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.chdir(workshop)
-        monkeypatch.setattr(sys, "argv", ["fcl", *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as end:
-            status = end.code or 0
-        return status, *capsys.readouterr()
-
-    return run_it
+    return partial(call_fcl, workshop)
 
 
 @pytest.fixture(scope="session")

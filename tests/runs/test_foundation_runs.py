@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -327,23 +328,8 @@ def alone(small_project, tmp_path_factory):
 
 
 @pytest.fixture
-def command(alone, monkeypatch, capsys):
-    import sys
-
-    import cli
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.chdir(alone)
-        monkeypatch.setattr(sys, "argv", ["fcl", *arguments])
-        capsys.readouterr()
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as end:
-            status = end.code or 0
-        return status, *capsys.readouterr()
-
-    return call
+def command(alone, call_fcl):
+    return partial(call_fcl, alone)
 
 
 def test_without_mlflow_the_model_is_made_and_a_note_says_so(alone, command, monkeypatch):

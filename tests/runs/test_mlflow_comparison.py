@@ -243,22 +243,9 @@ def home(small_project, tmp_path_factory, play_run):
 
 
 @pytest.fixture
-def say(home, monkeypatch, capsys):
-    """`fcl ARGUMENTS` in that project: (exit status, stdout, stderr)."""
-    import cli
-
-    def run_it(*arguments, root=home):
-        monkeypatch.chdir(root)
-        monkeypatch.setattr(sys, "argv", ["fcl", *arguments])
-        capsys.readouterr()
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as end:
-            status = end.code or 0
-        return status, *capsys.readouterr()
-
-    return run_it
+def say(home, call_fcl):
+    """`fcl ARGUMENTS` in that project, or in `root`: (exit status, stdout, stderr)."""
+    return lambda *arguments, root=home: call_fcl(root, *arguments)
 
 
 def test_results_and_mlflow_give_the_same_table(say):
