@@ -6,7 +6,7 @@ import atexit
 import gc
 import re
 import sys
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +16,7 @@ from rich.console import Console
 from cli_results import commands, console, natural
 from errors import InputError
 from flows import settings
+from flows.seeds import SideBySide
 from flows.server import leave
 from tasks import interruption
 
@@ -73,33 +74,33 @@ def run(
     resume: Annotated[bool, typer.Option("--resume", help="go on where an interrupted run stopped")] = False,
 ) -> None:
     """Run one experiment: METHOD on a stream."""
-    with settings.importing():
-        from flows.conduct import conduct
-        from parameters import experiment, project_root
+    seeds = list(dict.fromkeys(seed or [0]))
+    with SideBySide() if len(seeds) > 1 else nullcontext() as side_by_side:
+        with settings.importing():
+            from flows.conduct import conduct
+            from parameters import experiment, project_root
+            from tasks.run import check_out
 
-    root, seeds = project_root(), list(dict.fromkeys(seed or [0]))
-    specs = [
-        experiment(method, stream, each, sets or [], root, runner=runner, address=address, workers=workers)
-        for each in seeds
-    ]
-    if name is not None and (out or name in (".", "..", "") or not re.fullmatch(r"[\w.-]+", name)):
-        raise InputError(f"--name: expected letters, digits and _ . - and no --out beside it (got '{name}')")
-    usual = root / "results" / stream / (name or method)
-    if len(specs) == 1:
-        conduct(specs[0], root, out.resolve() if out else usual / f"seed-{seeds[0]}", resume, console)
-        return
-    from flows.seeds import run_seeds
-    from tasks.run import check_out
-
-    place = out.resolve() if out else usual
-    for spec in specs:
-        check_out(place / f"seed-{spec.seed}", spec)
-    at_once = min(len(seeds), specs[0].run.workers + 1)  # one more: each waits now and then, and three are usual
-    common = ["run", method, "--stream", stream, *(part for each in sets or [] for part in ("--set", each))]
-    common += ["--runner", runner] * bool(runner) + ["--address", address] * bool(address) + ["--resume"] * resume
-    common += ["--workers", str(max(1, specs[0].run.workers // at_once))]
-    commands = {each: [*common, "--seed", str(each), "--out", str(place / f"seed-{each}")] for each in seeds}
-    run_seeds(commands, at_once, console)
+        root = project_root()
+        specs = [
+            experiment(method, stream, each, sets or [], root, runner=runner, address=address, workers=workers)
+            for each in seeds
+        ]
+        if name is not None and (out or name in (".", "..", "") or not re.fullmatch(r"[\w.-]+", name)):
+            raise InputError(f"--name: expected letters, digits and _ . - and no --out beside it (got '{name}')")
+        usual = root / "results" / stream / (name or method)
+        if len(specs) == 1:
+            conduct(specs[0], root, out.resolve() if out else usual / f"seed-{seeds[0]}", resume, console)
+            return
+        place = out.resolve() if out else usual
+        for spec in specs:
+            check_out(place / f"seed-{spec.seed}", spec)
+        at_once = min(len(seeds), specs[0].run.workers + 1)  # one more: each waits now and then, and three are usual
+        common = ["run", method, "--stream", stream, *(part for each in sets or [] for part in ("--set", each))]
+        common += ["--runner", runner] * bool(runner) + ["--address", address] * bool(address) + ["--resume"] * resume
+        common += ["--workers", str(max(1, specs[0].run.workers // at_once))]
+        commands = {each: [*common, "--seed", str(each), "--out", str(place / f"seed-{each}")] for each in seeds}
+        side_by_side.run(commands, at_once, console)
 
 
 @app.command()

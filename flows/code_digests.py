@@ -26,7 +26,10 @@ WHOLE = ("models", "streams")  # found by name while a run lasts
 FOUNDATION = ("flows/foundation.py", "tasks/foundation.py", "methods/pretraining.py")
 # What people see of a run: servers, MLflow, pages and figures. A change there is no reason to train again.
 ASIDE = (
-    *(f"flows/{name}.py" for name in ("page", "progress", "server", "services", "tables")),
+    *(
+        f"flows/{name}.py"
+        for name in ("application", "nursery", "page", "progress", "seeds", "server", "services", "tables")
+    ),
     *(f"tasks/{name}.py" for name in ("artifacts", "delivery", "interruption", "tracking")),
     *("metrics/plots.py", "streams/picture.py"),
 )

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from typing import IO
+from contextlib import suppress
 
 from rich.console import Console
 
@@ -16,64 +15,72 @@ from errors import InputError
 
 from .server import end_with_parent, prefect_server
 
-POLL = 0.1  # seconds between looks at the processes
 
+class SideBySide:
+    """The process that the seeds' processes are forked from (`flows/nursery.py`).
 
-def run_seeds(commands: Mapping[int, Sequence[str]], at_once: int, console: Console) -> None:
-    """Runs `fcl` with each seed's arguments and prints what each said when it ends.
-
-    A seed that fails does not stop the others. Ctrl-C stops all; each can be resumed.
-
-    Args:
-        commands: arguments of `fcl`, by seed.
-        at_once: processes at the same time, at least 1.
-    Raises:
-        InputError: seeds were refused, and all that failed were: their input is wrong.
-        RuntimeError: a seed failed; names which.
+    Use as a context manager. It starts at once, since it needs three seconds for its imports.
     """
-    failed: dict[int, int] = {}
-    with prefect_server() as wait, ExitStack() as stack:
-        wait()
-        waiting, running = list(commands.items()), {}
-        try:
-            while waiting or running:
-                while waiting and len(running) < at_once:
-                    seed, arguments = waiting.pop(0)
-                    said = stack.enter_context(tempfile.TemporaryFile("w+"))
-                    running[seed] = start(arguments, said), said
-                time.sleep(POLL)
-                for seed, (process, said) in list(running.items()):
-                    if process.poll() is not None:
-                        del running[seed]
-                        tell(said, console)
-                        failed |= {seed: process.returncode} if process.returncode else {}
-        except BaseException:
-            for process, _ in running.values():
-                process.terminate()  # as orderly an end as Ctrl-C
-            for process, said in running.values():
-                process.wait()
-                tell(said, console)
-            raise
-    if failed:
-        which = ", ".join(map(str, sorted(failed)))
-        if set(failed.values()) == {2}:
-            raise InputError(f"seed {which} was refused, see above")
-        raise RuntimeError(f"seed {which} did not finish, see above; repeat the command with --resume")
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "flows.nursery"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            preexec_fn=end_with_parent,
+            process_group=0,  # Ctrl-C reaches it by way of this process, once
+            text=True,
+        )
+
+    def __enter__(self) -> SideBySide:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def run(self, commands: Mapping[int, Sequence[str]], at_once: int, console: Console) -> None:
+        """Runs `fcl` with each seed's arguments and prints what each said when it ends.
+
+        A seed that fails does not stop the others. Ctrl-C stops all; each can be resumed.
+
+        Args:
+            commands: arguments of `fcl`, by seed.
+            at_once: processes at the same time, at least 1.
+        Raises:
+            InputError: seeds were refused, and all that failed were: their input is wrong.
+            RuntimeError: a seed failed; names which.
+        """
+        failed: dict[int, int] = {}
+        unheard = set(commands)
+        with prefect_server() as wait:
+            wait()
+            try:
+                self._order(commands, at_once)
+                for answer in map(json.loads, self.process.stdout):
+                    tell(answer["said"], console)
+                    seed = int(answer["seed"])
+                    unheard.remove(seed)
+                    failed |= {seed: answer["status"]} if answer["status"] else {}
+            except BaseException:
+                self.process.terminate()
+                for answer in map(json.loads, self.process.stdout):
+                    tell(answer["said"], console)
+                raise
+        failed |= dict.fromkeys(unheard, 1)
+        if failed:
+            which = ", ".join(map(str, sorted(failed)))
+            if set(failed.values()) == {2}:
+                raise InputError(f"seed {which} was refused, see above")
+            raise RuntimeError(f"seed {which} did not finish, see above; repeat the command with --resume")
+
+    def _order(self, commands: Mapping[int, Sequence[str]], at_once: int) -> None:
+        server = {name: value for name, value in os.environ.items() if name == "PREFECT_API_URL"}  # may be new
+        order = {"commands": commands, "at_once": at_once, "environment": server}
+        with suppress(BrokenPipeError):  # it has ended: no seed will have answered
+            print(json.dumps(order), file=self.process.stdin, flush=True)
 
 
-def tell(said: IO[str], console: Console) -> None:
+def tell(said: str, console: Console) -> None:
     """Prints what a seed's process wrote."""
-    said.seek(0)
-    console.print(said.read().rstrip(), markup=False, highlight=False, soft_wrap=True)
-
-
-def start(arguments: Sequence[str], said: IO[str]) -> subprocess.Popen:
-    command = [sys.executable, "-m", "cli", *arguments]
-    return subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=said,
-        stderr=subprocess.STDOUT,
-        preexec_fn=end_with_parent,
-        process_group=0,  # Ctrl-C reaches it by way of this process, once
-    )
+    console.print(said.rstrip(), markup=False, highlight=False, soft_wrap=True)

@@ -56,7 +56,7 @@ def test_a_seed_that_fails_is_named_and_the_others_finish(workshop, start_fcl, e
     small = ("--set", "train.rounds=1", "--set", "streams.digits.experiences=1", "--name", "partly")
     place = workshop / "results" / "digits" / "partly"
     process = start_fcl(*RUN, "--seed", "0", "--seed", "1", *small)
-    kill = eventually(lambda: [each for each in children(process.pid) if "--seed 0" in each[1]], "seed 0 has begun")
+    kill = eventually(lambda: [each for each in children(process.pid) if each[1] == "fcl seed 0"], "seed 0 has begun")
     os.kill(kill[0][0], signal.SIGKILL)
     _, errors = process.communicate()
     assert process.returncode == 1
@@ -76,10 +76,9 @@ def test_an_interruption_ends_all_seeds_in_order(workshop, start_fcl, eventually
 
 
 def children(parent: int) -> list[tuple[int, str]]:
-    """Processes of single seeds: number and command line."""
+    """Processes of single seeds: number and name."""
     found = []
-    for each in psutil.Process(parent).children():
+    for each in psutil.Process(parent).children(recursive=True):
         with suppress(psutil.Error):
-            line = " ".join(each.cmdline())
-            found += [(each.pid, line)] if "-m cli run" in line else []
+            found += [(each.pid, each.name())] if each.name().startswith("fcl seed") else []
     return found
