@@ -30,7 +30,7 @@ ASIDE = (
         f"flows/{name}.py"
         for name in ("application", "nursery", "page", "progress", "seeds", "server", "services", "tables")
     ),
-    *(f"tasks/{name}.py" for name in ("artifacts", "delivery", "interruption", "tracking")),
+    *(f"tasks/{name}.py" for name in ("artifacts", "delivery", "forked_tracker", "interruption", "tracking")),
     *("metrics/plots.py", "streams/picture.py"),
 )
 

@@ -28,7 +28,11 @@ def prepare() -> None:
     with importing():
         import torch._dynamo  # noqa: F401  by the first optimizer
 
+        from tasks import forked_tracker, reporting, tracking  # noqa: F401
+
         from . import conduct, experiment, page  # noqa: F401
+    if sys.platform == "linux":
+        tracking.begin = forked_tracker.fork
     gc.freeze()  # of what all have in common, the collector would make a copy for each
 
 

@@ -161,9 +161,9 @@ CLAIMS = (
         (
             digits(
                 "accuracy of personal models over clients and tasks, and error of redrawn images",
-                *above("digits-tasks", "tap", PERSONAL, **OWN),
+                *above("digits-tasks-small", "tap", PERSONAL, **OWN),
                 *above(
-                    "digits-tasks",
+                    "digits-tasks-small",
                     "tap",
                     PERSONAL,
                     metric="task.redraw.mse",
@@ -178,8 +178,8 @@ CLAIMS = (
                 "",
                 "the same with methods.tap.last_replacement",
                 (
-                    *above("digits-tasks", "tap-last-replacement", PERSONAL, **OWN),
-                    *above("digits-tasks", "tap-last-replacement", PERSONAL, **REDRAW),
+                    *above("digits-tasks-small", "tap-last-replacement", PERSONAL, **OWN),
+                    *above("digits-tasks-small", "tap-last-replacement", PERSONAL, **REDRAW),
                 ),
                 "the last replacement is ours",
             ),

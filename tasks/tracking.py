@@ -26,6 +26,22 @@ from .files import write_json
 STOP_LIMIT = 10  # seconds that a run which stops waits until MLflow knows
 
 
+def spawn() -> subprocess.Popen:
+    """A tracking process."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "tasks.tracker"],
+        cwd=Path(__file__).parent.parent,
+        bufsize=0,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,  # until it has the run's folder for its log
+        start_new_session=True,  # Ctrl-C is for the run; the tracker ends when it is told
+    )
+
+
+begin = spawn  # flows/nursery.py, which has imported MLflow, puts `tasks.forked_tracker.fork` here
+
+
 class Tracker:
     """The run's side. Use as a context manager: whatever ends the run, its tracker is told or ends too.
 
@@ -33,15 +49,7 @@ class Tracker:
     """
 
     def __init__(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tasks.tracker"],
-            cwd=Path(__file__).parent.parent,
-            bufsize=0,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,  # until it has the run's folder for its log
-            start_new_session=True,  # Ctrl-C is for the run; the tracker ends when it is told
-        )
+        self.process = begin()
         self.lineage = ""  # of a run and its resumptions: names their one MLflow run before MLflow does
         self._folder: Path | None = None
         self._known: dict[str, Any] | None = None

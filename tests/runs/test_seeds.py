@@ -20,6 +20,9 @@ def test_several_seeds_are_what_each_is_alone(workshop, fcl):
     assert status == 0, errors
     assert "seed 0" in out
     assert "seed 1" in out
+    for each in ("0", "1"):
+        about = json.loads((workshop / "results" / "digits" / "two" / f"seed-{each}" / "run.json").read_text())
+        assert about["mlflow_run"]
     status, _, errors = fcl(*RUN, "--seed", "1", *small)
     assert status == 0, errors
     results = workshop / "results" / "digits"
