@@ -36,7 +36,7 @@ def columns(model: nn.Module, inputs: Tensor, names: Iterable[str]) -> dict[str,
     known = layers(model)
     hooks = [
         known[name].register_forward_pre_hook(
-            lambda layer, given, name=name: fed.setdefault(name, []).append(as_columns(layer, given[0]))
+            lambda layer, given, name=name: fed.setdefault(name, []).append(as_columns(layer, given[0].float()))
         )
         for name in names
     ]

@@ -69,7 +69,7 @@ class Statistics:
         self.inputs: dict[nn.Module, Tensor] = {}
         for layer in network.modules():
             if isinstance(layer, nn.BatchNorm2d):
-                layer.register_forward_pre_hook(lambda layer, inputs: self.inputs.update({layer: inputs[0]}))
+                layer.register_forward_pre_hook(lambda layer, inputs: self.inputs.update({layer: inputs[0].float()}))
 
     def distance(self) -> Tensor | float:
         total = 0.0

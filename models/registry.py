@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, ClassVar, Literal
@@ -44,11 +45,13 @@ class Classifier(nn.Module):
     head: nn.Linear
     projection: nn.Linear | None
     adapter: Adapter | None
+    precision: torch.dtype  # in which the body multiplies; its weights and what comes out of it are float32
 
     def __init__(self) -> None:
         super().__init__()
         self.projection = None
         self.adapter = None
+        self.precision = torch.float32
 
     def pooled(self, inputs: Tensor) -> Tensor:
         """Inputs -> the vectors (batch, width) that the network's body ends with."""
@@ -61,10 +64,18 @@ class Classifier(nn.Module):
         self.width = features
 
     def features(self, inputs: Tensor) -> Tensor:
-        """Inputs -> feature vectors (batch, width)."""
-        vectors = self.pooled(inputs)
-        vectors = vectors if self.projection is None else self.projection(vectors)
-        return vectors if self.adapter is None else self.adapter(vectors)
+        """Inputs -> feature vectors (batch, width), float32."""
+        with self.autocast(inputs.device):
+            vectors = self.pooled(inputs)
+            vectors = vectors if self.projection is None else self.projection(vectors)
+            vectors = vectors if self.adapter is None else self.adapter(vectors)
+        return vectors.float()
+
+    def autocast(self, device: torch.device) -> AbstractContextManager:
+        """Matrix products and convolutions in `precision`, what needs the range and the digits in float32."""
+        if self.precision is torch.float32:
+            return nullcontext()
+        return torch.autocast(device.type, self.precision)
 
     def last_stage(self) -> list[nn.Module]:
         """The end of the body: its last block or layer with parameters, the normalisation after it, a projection."""
@@ -89,6 +100,8 @@ def layers(part: nn.Module) -> list[nn.Module]:
 
 SHAPES = {"image": ("channels", "height", "width"), "text": ("length",), "record": ("bytes",)}  # of one input
 GIVEN = ("layout", "tasks")  # arguments of networks of several tasks that come from the stream, not from params.yaml
+
+OF_ALL = ("features", "adapter", "precision")  # options of every network
 
 _constructors: dict[str, type[Classifier]] = {}
 
@@ -120,7 +133,8 @@ def check(name: str, options: Mapping[str, object]) -> dict[str, object]:
     """The network's options with defaults filled in.
 
     Every network of one task has the options `features`, the length of its feature vectors, whatever its body ends
-    with, so that different networks can share prototypes, and `adapter`, the units of an adapter on its features.
+    with, so that different networks can share prototypes, `adapter`, the units of an adapter on its features, and
+    `precision`, in which its body computes.
     They are left out where they are not given: a run without them is the run it was.
 
     Raises:
@@ -130,12 +144,13 @@ def check(name: str, options: Mapping[str, object]) -> dict[str, object]:
     given = ("shape", "classes", *GIVEN)
     known = {key: (each.annotation, each.default) for key, each in signature.items() if key not in given}
     if modality(name) != "record":  # whose head is several
-        known |= {"features": (PositiveInt | None, None), "adapter": (PositiveInt | None, None)}
+        known |= dict.fromkeys(("features", "adapter"), (PositiveInt | None, None))
+        known["precision"] = (Literal["float32", "bfloat16"] | None, None)
     for option in options:
         if option not in known:
             raise InputError(f"model.{option}: model '{name}' has no option '{option}'; {nearest(option, known)}")
     full = checked(create_model(name, __base__=Section, **known), dict(options), "model").model_dump()
-    return {key: value for key, value in full.items() if key not in ("features", "adapter") or value is not None}
+    return {key: value for key, value in full.items() if key not in OF_ALL or value is not None}
 
 
 def build(name: str, shape: tuple[int, ...], classes: int, **options: object) -> Classifier:
@@ -145,13 +160,13 @@ def build(name: str, shape: tuple[int, ...], classes: int, **options: object) ->
         name: one of `names()`.
         shape: of one input: channels, height and width of an image, or the length of a text in bytes.
         classes: size of the global label space.
-        options: the network's own keyword arguments, `features` and `adapter`.
+        options: the network's own keyword arguments, `features`, `adapter` and `precision`.
     Raises:
         InputError: unknown name or option, an option out of its range, or inputs that are not the network's.
     """
     given = {key: options[key] for key in GIVEN if key in options}
     options = check(name, {key: value for key, value in options.items() if key not in GIVEN}) | given
-    features, adapter = options.pop("features", None), options.pop("adapter", None)
+    features, adapter, precision = (options.pop(each, None) for each in OF_ALL)
     kind = modality(name)
     if len(shape) != len(SHAPES[kind]):
         expected, got = ", ".join(SHAPES[kind]), ", ".join(map(str, shape))
@@ -162,6 +177,7 @@ def build(name: str, shape: tuple[int, ...], classes: int, **options: object) ->
             model.project(features)
         if adapter is not None:
             model.adapter = Adapter(model.width, adapter)
+    model.precision = torch.bfloat16 if precision == "bfloat16" else torch.float32
     return model
 
 

@@ -166,19 +166,16 @@ class Falls:
 
     Attributes:
         name: of the metric, for a reader.
-        without: streams that do not have the metric.
     """
 
     streams: tuple[str, ...]
     method: str
     metric: str
     name: str
-    without: tuple[str, ...] = ()
 
     def __call__(self, evidence: Evidence) -> Outcome:
         courses = {stream: evidence.values(stream, self.method, self.metric) for stream in self.streams}
-        known = [stream for stream in self.streams if stream not in self.without]
-        first, last = courses[known[0]], courses[known[-1]]
+        first, last = courses[self.streams[0]], courses[self.streams[-1]]
         courses = {stream: values for stream, values in courses.items() if values}
         seeds = sorted(first.keys() & last.keys())
         if not seeds:

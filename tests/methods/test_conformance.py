@@ -26,6 +26,7 @@ from tasks.upload import AdmittedUpload
 # One method after the other: what its tests share goes when the next one's turn has come.
 pytestmark = pytest.mark.parametrize("name", methods.names(), scope="module")
 ONE_A_ROUND = ("train.clients_per_round=1",)
+HALF = ("model", "foundation.network")
 FEW_STEPS = ("train.batch_size=32",)  # where the kind of stream matters, not how long a client trains
 
 
@@ -234,6 +235,15 @@ def test_it_works_on_every_kind_of_stream(name, stream, played):
             client for client in lab.site.method.participants if lab.site.able(client, moment)
         ]
         assert all(np.isfinite(each.loss) and each.steps for each in trained)
+
+
+def test_it_works_with_networks_in_half_precision(name, played):
+    lab = played(name, "short", sets=(*FEW_STEPS, *(f"{part}.precision=bfloat16" for part in HALF)))
+    assert lab.over
+    assert lab.digest != played(name, "short", sets=FEW_STEPS).digest
+    assert all(np.isfinite(each.loss) for _, trained, _ in lab.rounds for each in trained)
+    kinds = {each.dtype for each in lab.site.read(lab.progress.server).tensors.values()}
+    assert torch.bfloat16 not in kinds
 
 
 def test_it_works_on_texts_or_says_that_it_needs_images(name, laboratory):
