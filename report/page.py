@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -143,6 +144,7 @@ def _context(found: Sequence[Section], findings: Sequence[Finding], top: str) ->
     return {
         "sections": found,
         "findings": findings,
+        "claims": [list(places) for _, places in groupby(findings, lambda each: (each.paper, each.claim))],
         "runs": len(every),
         "methods": len({run.method for run in every}),
         "commits": sorted({commit(run) for run in every}),
