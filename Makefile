@@ -37,7 +37,9 @@ repro: setup
 
 baselines: setup
 	@$(BIN)/python -m flows.server dvc repro dvc.yaml baselines/dvc.yaml
+	@fcl report > /dev/null
 	@fcl compare --stream digits
+	@fcl compare --stream digits-tasks-small
 
 test: setup
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile

@@ -15,7 +15,7 @@ Message = MutableMapping[str, Any]
 Receive, Send = Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]
 Application = Callable[[Message, Receive, Send], Awaitable[None]]
 
-LIMIT = 20  # seconds of trying; the answer is 503 then, and the client goes on
+LIMIT = 20  # seconds of trying, of the 60 that Prefect's client waits; the answer is 503 then, and the client goes on
 PAUSE = 0.05  # seconds before the second try, twice as long before each further one, at most 1
 UNAVAILABLE = 503
 

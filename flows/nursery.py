@@ -15,11 +15,14 @@ import signal
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import IO, Any
 
 import cli
+from tasks import tracking
+from tasks.forked_tracker import fork, name_process
 
-from .server import end_with_parent, name_process
+from .server import end_with_parent
 from .settings import importing
 
 
@@ -28,11 +31,11 @@ def prepare() -> None:
     with importing():
         import torch._dynamo  # noqa: F401  by the first optimizer
 
-        from tasks import forked_tracker, reporting, tracking  # noqa: F401
+        from tasks import reporting  # noqa: F401
 
         from . import conduct, experiment, page  # noqa: F401
     if sys.platform == "linux":
-        tracking.begin = forked_tracker.fork
+        tracking.begin = fork
     gc.freeze()  # of what all have in common, the collector would make a copy for each
 
 
@@ -48,23 +51,30 @@ def serve(order: dict[str, Any]) -> Sequence[str] | None:
     def stop(*_: object) -> None:
         stopped.append(True)
         for number in running:
-            os.kill(number, signal.SIGTERM)  # as orderly an end as Ctrl-C
+            with suppress(ProcessLookupError):  # it has ended by itself
+                os.kill(number, signal.SIGTERM)  # as orderly an end as Ctrl-C
 
     signal.signal(signal.SIGTERM, stop)
     while running or (waiting and not stopped):
         while waiting and len(running) < order["at_once"] and not stopped:
             seed, arguments = waiting.pop(0)
-            said = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed when the seed has ended
+            said = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  closed when the seed has ended
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # a seed is known, or does not exist
             number = begin(seed, arguments, said)
+            if number:
+                running[number] = seed, said
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
             if not number:
                 return arguments
-            running[number] = seed, said
         number, status = os.wait()
         seed, said = running.pop(number)
         with said:
             said.seek(0)
             answer = {"seed": seed, "status": os.waitstatus_to_exitcode(status), "said": said.read()}
-        print(json.dumps(answer), flush=True)
+        try:
+            print(json.dumps(answer), flush=True)
+        except BrokenPipeError:  # who gave the order is gone; the others are ending too
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     return None
 
 
@@ -81,6 +91,7 @@ def begin(seed: str, arguments: Sequence[str], said: IO[str]) -> int:
         end_with_parent()
         name_process(f"fcl seed {seed}")
         os.setpgid(0, 0)  # Ctrl-C reaches it by way of the process that gave the order, once
+        os.dup(1)  # stays open, so that who gave the order knows when the last seed has ended, also without the nursery
         for file, place in ((os.open(os.devnull, os.O_RDONLY), 0), (said.fileno(), 1), (said.fileno(), 2)):
             os.dup2(file, place)
     return number

@@ -67,6 +67,8 @@ class SideBySide:
                 for answer in map(json.loads, self.process.stdout):
                     tell(answer["said"], console)
                 raise
+        if unheard:
+            console.print("note: the process that the seeds were forked from has ended", soft_wrap=True)
         failed |= dict.fromkeys(unheard, 1)
         if failed:
             which = ", ".join(map(str, sorted(failed)))
@@ -83,4 +85,5 @@ class SideBySide:
 
 def tell(said: str, console: Console) -> None:
     """Prints what a seed's process wrote."""
-    console.print(said.rstrip(), markup=False, highlight=False, soft_wrap=True)
+    if said.strip():
+        console.print(said.rstrip(), markup=False, highlight=False, soft_wrap=True)

@@ -78,19 +78,13 @@ class TemporaryServer:
 
 
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15  # of prctl(2)
+_PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 def end_with_parent(number: int = signal.SIGTERM) -> None:
     """This process gets a signal when the one that started it ends, also when that is killed. On Linux only."""
     if _libc:
         _libc.prctl(_PR_SET_PDEATHSIG, number)
-
-
-def name_process(name: str) -> None:
-    """What `top` shows of this process, at most 15 characters. On Linux only."""
-    if _libc:
-        _libc.prctl(_PR_SET_NAME, name.encode())
 
 
 def _step_back() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from errors import InputError
 from models.adapted import Adapted
+from models.registry import Classifier
 
 from .training import TrainParameters
 
@@ -79,10 +80,13 @@ def activations(model: Adapted, batch_size: int) -> float:
     """How many numbers one block keeps of a minibatch for the backward pass, counted on an example.
 
     Parameters are not counted, tensors that share memory once. All units are trained, so for few of them it is an
-    upper bound. Counted on the CPU, so that a device's kernels do not change who trains what.
+    upper bound. Counted on the CPU and in float32, so that neither a device's kernels nor a precision change who
+    trains what.
     """
-    if next(model.parameters()).device.type != "cpu":
-        model = copy.deepcopy(model).cpu()
+    model = copy.deepcopy(model).cpu()
+    for each in model.modules():
+        if isinstance(each, Classifier):
+            each.precision = torch.float32
     own = {each.untyped_storage().data_ptr() for each in model.parameters()}
     kept: dict[int, Tensor] = {}  # held, since what is freed might give its place to another
 

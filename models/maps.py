@@ -57,4 +57,4 @@ def average(maps: Tensor) -> Tensor:
 
     A plain mean: the gradient of PyTorch's adaptive pooling is summed in no fixed order on CUDA.
     """
-    return maps.mean(dim=(2, 3))
+    return maps.float().mean(dim=(2, 3))

@@ -37,7 +37,7 @@ class Classifier(nn.Module):
 
     Inputs are images (batch, channels, height, width), float32 in [-1, 1], or, where `modality` says so, texts
     (batch, length), the uint8 bytes of UTF-8 with zeros after the end, or records of several tasks (batch, bytes). A
-    network sets `width` and `head` and defines `pooled`; the option `features` of every network is dealt with here.
+    network sets `width` and `head` and defines `pooled`; what `OF_ALL` names is dealt with here.
     """
 
     modality: ClassVar[Reads] = "image"
@@ -101,7 +101,7 @@ def layers(part: nn.Module) -> list[nn.Module]:
 SHAPES = {"image": ("channels", "height", "width"), "text": ("length",), "record": ("bytes",)}  # of one input
 GIVEN = ("layout", "tasks")  # arguments of networks of several tasks that come from the stream, not from params.yaml
 
-OF_ALL = ("features", "adapter", "precision")  # options of every network
+OF_ALL = ("features", "adapter", "precision")  # options of every network of one task
 
 _constructors: dict[str, type[Classifier]] = {}
 
@@ -150,7 +150,7 @@ def check(name: str, options: Mapping[str, object]) -> dict[str, object]:
         if option not in known:
             raise InputError(f"model.{option}: model '{name}' has no option '{option}'; {nearest(option, known)}")
     full = checked(create_model(name, __base__=Section, **known), dict(options), "model").model_dump()
-    return {key: value for key, value in full.items() if key not in OF_ALL or value is not None}
+    return {key: value for key, value in full.items() if key not in OF_ALL or value not in (None, "float32")}
 
 
 def build(name: str, shape: tuple[int, ...], classes: int, **options: object) -> Classifier:

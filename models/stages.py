@@ -59,7 +59,7 @@ class Latent(nn.Module):
                 stage.register_forward_hook(self._remember)
 
     def _remember(self, module: nn.Module, inputs: object, output: Tensor) -> None:
-        self._seen.append(vector(output).float())
+        self._seen.append(vector(output.float()))
 
     def forward(self, inputs: Tensor) -> tuple[list[Tensor], Tensor]:
         """Inputs -> ([(batch, dim_l) for each layer l], logits (batch, classes))."""

@@ -137,6 +137,15 @@ def test_the_cost_counts_what_is_trained(laboratory):
     assert block_forwards(full.site.method.setting.architecture.template) == 6
 
 
+def test_the_cost_is_that_of_any_precision(laboratory):
+    """Who trains what must not depend on the copies of the weights that a precision makes."""
+    prices = [
+        laboratory("fedbe", sets=[f"foundation.network.precision={kind}"]).site.method.cost
+        for kind in ("float32", "bfloat16")
+    ]
+    assert prices[0] == prices[1]
+
+
 def test_the_cost_ranks_subsets_as_their_operations_do():
     """T(S) against the floating-point operations of a step, counted; benchmarks/block_cost.py measures seconds."""
     parameters = FoundationParameters(network={"name": "vit_tiny", "width": 32, "depth": 6, "heads": 2})

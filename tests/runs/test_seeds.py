@@ -70,12 +70,27 @@ def test_a_seed_that_fails_is_named_and_the_others_finish(workshop, start_fcl, e
 
 def test_an_interruption_ends_all_seeds_in_order(workshop, start_fcl, eventually):
     process = start_fcl(*RUN, "--seed", "0", "--seed", "1", "--name", "stopped", "--set", "train.rounds=50")
-    eventually(lambda: len(children(process.pid)) >= 2, "both seeds have begun")
+    begun = {"fcl seed 0", "fcl seed 1"}
+    eventually(lambda: begun <= {name for _, name in children(process.pid)}, "both seeds have begun")
     process.send_signal(signal.SIGTERM)  # SIGINT is ignored where the tests run in the background
     _, errors = process.communicate()
     assert process.returncode == 1
     assert "interrupted" in errors
     assert not (workshop / "results" / "digits" / "stopped").exists()
+
+
+def test_seeds_outlive_the_process_they_were_forked_from_in_order(workshop, start_fcl, eventually):
+    process = start_fcl(*RUN, "--seed", "0", "--seed", "1", "--name", "orphans", "--set", "train.rounds=50")
+    begun = {"fcl seed 0", "fcl seed 1"}
+    eventually(lambda: begun <= {name for _, name in children(process.pid)}, "both seeds have begun")
+    seeds = [number for number, _ in children(process.pid)]
+    (nursery,) = {psutil.Process(number).ppid() for number in seeds}
+    os.kill(nursery, signal.SIGKILL)
+    out, errors = process.communicate()
+    assert process.returncode == 1
+    assert "forked from has ended" in out
+    assert "seed 0, 1 did not finish" in errors
+    assert not any(psutil.pid_exists(number) and psutil.Process(number).status() != "zombie" for number in seeds)
 
 
 def children(parent: int) -> list[tuple[int, str]]:
