@@ -139,13 +139,11 @@ def claims(
     from parameters import project_root
     from report.record import findings, lost, write
     from report.terminal import to_rich
-    from tasks.source import git
 
-    root = project_root()
-    found = findings(root)
+    found = findings(project_root())
     console.print(to_rich(found))
     if record:
-        write(found, (git(root, "rev-parse", "HEAD") or "")[:7])
+        write(found)
     elif worse := lost(found):
         said = "; ".join(f"{each.key}: {each.verdict}, once {before}" for each, before in worse)
         raise RuntimeError(f"{said} (fcl claims --record, if this is what is to be)")

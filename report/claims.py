@@ -69,6 +69,7 @@ class Finding:
         why: what a reader must know beside the numbers.
         seeds: of the comparison that has fewest.
         measured: from runs that are here; else not at all, or as recorded.
+        commits: the code of these runs.
     """
 
     paper: str
@@ -81,6 +82,7 @@ class Finding:
     why: str
     seeds: int
     measured: bool
+    commits: tuple[str, ...]
 
     @property
     def said(self) -> str:
@@ -102,6 +104,7 @@ def judge(claims: Sequence[Claim], evidence: Mapping[str, Evidence]) -> list[Fin
 
 
 def _finding(claim: Claim, place: Place, evidence: Evidence) -> Finding:
+    evidence.used.clear()
     outcomes = [check(evidence) for check in place.checks]
     return Finding(
         paper=claim.paper,
@@ -114,6 +117,7 @@ def _finding(claim: Claim, place: Place, evidence: Evidence) -> Finding:
         why=place.note,
         seeds=min((each.seeds for each in outcomes), default=0),
         measured=verdict(outcomes) in (Verdict.REPRODUCED, Verdict.PARTLY, Verdict.NOT),
+        commits=tuple(evidence.commits()),
     )
 
 

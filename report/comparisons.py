@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +25,7 @@ class Evidence:
 
     def __init__(self, results: Path) -> None:
         self.results = results
+        self.used: set[tuple[str, str]] = set()  # streams and methods that were asked for
 
     @cached_property
     def runs(self) -> pd.DataFrame:
@@ -34,11 +36,13 @@ class Evidence:
 
     def values(self, stream: str, method: str, metric: str) -> dict[int, float]:
         """Seed -> value, of the runs that have the metric."""
+        self.used.add((stream, method))
         own = self.runs[(self.runs["stream"] == stream) & (self.runs["method"] == method)]
         return own.set_index("seed")[metric].dropna().to_dict() if metric in own else {}
 
     def times(self, stream: str, methods: Sequence[str]) -> dict[str, dict[int, float]]:
         """Method -> seed -> simulated time to a target that all of them reach on that seed; inf: never."""
+        self.used |= {(stream, method) for method in methods}
         found: dict[str, dict[int, float]] = {method: {} for method in methods}
         own = self.runs[(self.runs["stream"] == stream) & self.runs["method"].isin(methods)]
         for seed, runs in own.groupby("seed"):
@@ -48,6 +52,13 @@ class Evidence:
                 for method, each in courses.items():
                     found[method][seed] = time_to_targets(each, targets) or float("inf")
         return found
+
+    def commits(self) -> list[str]:
+        """The code of the runs of all that was asked for, by the first seven digits."""
+        files = [
+            file for stream, method in self.used for file in self.results.glob(f"{stream}/{method}/seed-*/run.json")
+        ]
+        return sorted({str(json.loads(file.read_text()).get("git_commit"))[:7] for file in files})
 
 
 @dataclass(frozen=True)

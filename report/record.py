@@ -44,12 +44,13 @@ def lost(found: Sequence[Finding], record: Path | None = None) -> list[tuple[Fin
     return [(each, kept[each.key]) for each in found if each.key in kept and each.verdict.falls_below(kept[each.key])]
 
 
-def write(found: Sequence[Finding], commit: str, record: Path | None = None) -> None:
+def write(found: Sequence[Finding], record: Path | None = None) -> None:
     """Records what was measured; places without runs, or with fewer seeds, keep what is recorded."""
     kept = _read(record or RECORD)
     for each in found:
         if each.measured and each.seeds >= kept.get(each.key, {"seeds": 0})["seeds"]:
-            kept[each.key] = {"verdict": each.verdict, "found": each.found, "seeds": each.seeds, "commit": commit}
+            about = {"verdict": each.verdict, "found": each.found, "seeds": each.seeds}
+            kept[each.key] = about | {"commit": ", ".join(each.commits)}
     known = {f"{claim.paper}/{claim.name}/{place.name}" for claim in CLAIMS for place in claim.places}
     kept = {key: kept[key] for key in sorted(kept.keys() & known)}
     (record or RECORD).write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")

@@ -104,9 +104,11 @@ def test_what_is_recorded_stands_where_there_are_no_runs_and_says_so(tmp_path):
     key = "dac/transfer/digits"
     (tmp_path / "here" / "results" / "digits-devices" / "dac" / "seed-0").mkdir(parents=True)
     (tmp_path / "here/results/digits-devices/dac/seed-0/metrics.json").write_text('{"transfer_area": 0.1}')
+    about = {"git_commit": "abc12345678", "experiment": {}, "stream_digest": "s"}
+    (tmp_path / "here/results/digits-devices/dac/seed-0/run.json").write_text(json.dumps(about))
     measured = {each.key: each for each in findings(tmp_path / "here", record)}[key]
     assert (measured.verdict, measured.measured) == (Verdict.REPRODUCED, True)
-    write([measured], "abc1234", record)
+    write([measured], record)
     again = {each.key: each for each in findings(tmp_path / "elsewhere", record)}[key]
     assert (again.verdict, again.measured, again.found) == (Verdict.REPRODUCED, False, measured.found)
     assert "abc1234" in again.why
