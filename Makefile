@@ -27,7 +27,6 @@ data/digits/digits.csv.gz: | .venv/ready
 
 repro: setup
 	@dvc status --quiet data.dvc dvc.yaml || $(BIN)/python -m flows.server dvc repro dvc.yaml
-	@fcl report > /dev/null
 	@fcl compare --stream digits
 	@echo "report  comparison/report.html: all streams and figures, every number with its run; report.md: the tables alone"
 	@echo "claims  of the papers, and what was measured here: fcl claims"
