@@ -16,6 +16,7 @@ from typing import Any
 
 import pandas as pd
 from mlflow.entities import Metric, Run, RunTag
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
@@ -49,8 +50,12 @@ def refresh(client: MlflowClient, experiment: str, tags: Mapping[str, str]) -> N
         RuntimeError: others have changed it 20 times in a row.
     """
     for _ in range(ATTEMPTS):
-        if not _write_differences(client, experiment, tags):
-            return
+        try:
+            if not _write_differences(client, experiment, tags):
+                return
+        except MlflowException as error:  # between the look and the writing another sender has deleted a second summary
+            if "Current state is deleted" not in error.message:
+                raise
     raise RuntimeError(f"the summary of {tags['variant']} in MLflow is changed by others all the time")
 
 

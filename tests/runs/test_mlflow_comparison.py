@@ -198,6 +198,28 @@ def test_runs_that_end_at_once_are_all_in_the_mean(client, where):
     assert summary_run(client, where, TAGS) == summary.info.run_id
 
 
+def test_a_summary_that_another_deletes_meanwhile_is_looked_for_again(client, where, monkeypatch):
+    from mlflow.exceptions import MlflowException
+
+    from tasks import summary_run as module
+
+    errors = [MlflowException("must be in the 'active' state. Current state is deleted."), MlflowException("disk full")]
+    whole = module._write_differences
+
+    def interrupted(*arguments):
+        if len(errors) == 2:
+            raise errors.pop(0)
+        return whole(*arguments)
+
+    monkeypatch.setattr(module, "_write_differences", interrupted)
+    finish(client, where, 0, 0.5, "10")
+    (summary,) = summaries(client, where)
+    assert summary.data.metrics["seeds"] == 1
+    monkeypatch.setattr(module, "_write_differences", lambda *_: (_ for _ in ()).throw(errors[0]))
+    with pytest.raises(MlflowException, match="disk full"):
+        module.refresh(client, where, TAGS)
+
+
 # Aliases
 
 
