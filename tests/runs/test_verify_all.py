@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import sys
 import tempfile
 from contextlib import contextmanager
 
@@ -31,28 +30,18 @@ def changed(table, tmp_path):
 
 
 @pytest.fixture
-def verify(monkeypatch, capsys, tmp_path):
+def verify(call_fcl, monkeypatch, tmp_path):
     """`fcl verify ARGUMENTS` in a project: (exit status, lines of stdout, stderr); nothing of its own is left."""
-    import cli
-
     place = tmp_path / "temporary"
     place.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(place))
 
     def call(root, *arguments: str) -> tuple[int, list[str], str]:
         before = {path: path.read_bytes() for name in ("results", "runs") for path in files(root / name)}
-        monkeypatch.chdir(root)
-        monkeypatch.setattr(sys, "argv", ["fcl", "verify", *arguments])
-        capsys.readouterr()
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as end:
-            status = end.code or 0
+        status, said, error = call_fcl(root, "verify", *arguments)
         assert {path: path.read_bytes() for name in ("results", "runs") for path in files(root / name)} == before
         assert not (root / "mlflow.db").exists()
         assert not any(each.name.startswith("fcl-verify-") for each in place.iterdir())
-        said, error = capsys.readouterr()
         return status, said.splitlines(), error
 
     return call
